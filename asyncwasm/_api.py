@@ -1,0 +1,161 @@
+"""The functions of the namespace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from typing import Any, overload
+
+from ._driver.compiling import (
+    Instantiated,
+    at_await,
+    compile_module,
+    instantiate_prepared,
+    instantiate_source,
+)
+from ._ffi import compiling
+from ._objects.conversions import Source, read_now, source_reader
+from ._objects.instance import Instance, Preparation
+from ._objects.module import Module, engine_or_default
+from ._runtime.config import Limits
+from ._runtime.engine import Engine
+from ._runtime.store import Store
+
+
+def compile(
+    source: Source, /, *, engine: Engine | None = None
+) -> Coroutine[Any, Any, Module]:
+    """
+    Compile *source* on the engine's worker threads and return a module.
+
+    Identical bytes requested at the same time are compiled once.
+
+    Args:
+        source: A complete wasm binary, read at the call, so that it may change afterwards; or
+            a path, read on a worker thread.
+        engine: Engine to compile for; the process-wide default if omitted.
+    Returns:
+        The module. It may be instantiated any number of times, in any store of the same engine.
+    Raises:
+        CompileError: If *source* is not a valid module; `offset` tells where.
+        TypeError: If *source* is neither bytes-like nor a path.
+        OSError: If the file cannot be read.
+        ClosedResourceError: If the engine has been closed.
+    Cancellation: The wait ends at once; a compilation already running finishes unseen and is
+        kept for others who wait for it.
+    Spec: https://webassembly.github.io/spec/js-api/#dom-webassembly-compile
+    """
+
+    def begin() -> Coroutine[Any, Any, Module]:
+        return compile_module(engine_or_default(engine), *source_reader(source))
+
+    return at_await(begin)
+
+
+@overload
+def instantiate(
+    source: Module,
+    imports: Any = None,
+    /,
+    *,
+    store: Store | None = None,
+    limits: Limits | None = None,
+) -> Coroutine[Any, Any, Instance]: ...
+
+
+@overload
+def instantiate(
+    source: bytes | bytearray | memoryview | os.PathLike[str],
+    imports: Any = None,
+    /,
+    *,
+    store: Store | None = None,
+    limits: Limits | None = None,
+    engine: Engine | None = None,
+) -> Coroutine[Any, Any, Instantiated]: ...
+
+
+def instantiate(
+    source: Module | Source,
+    imports: Any = None,
+    /,
+    *,
+    store: Store | None = None,
+    limits: Limits | None = None,
+    engine: Engine | None = None,
+) -> Coroutine[Any, Any, Any]:
+    """
+    Instantiate a module, compiling it first if *source* is bytes or a path.
+
+    The start function may await imports, and does not hold the event loop.
+
+    Args:
+        source: A module; or a wasm binary or its path, treated as by `compile`.
+        imports: A mapping (or object) of mappings (or objects) with what the module imports. It
+            is read at the call if *source* is a module, otherwise when that has been compiled.
+        store: Store to instantiate in; that of the imports, or a new one, if omitted.
+        limits: What the guest may take, for a new store.
+        engine: Engine to compile for, if *source* is not a module.
+    Returns:
+        The instance if *source* is a module, otherwise ``Instantiated(module, instance)``.
+    Raises:
+        CompileError: If *source* is not a valid module.
+        TypeError: If *source* is nothing of the kind, or *imports* has the wrong shape.
+        LinkError: If an import is missing, has the wrong type, or lives in another store.
+        Trap: If the start function traps, or a segment does not fit.
+        ClosedResourceError: If the engine or the store has been closed.
+    Cancellation: Stops the start function and unwinds it; there is no instance then. A
+        compilation already running is kept for others who wait for it.
+    Spec: https://webassembly.github.io/spec/js-api/#dom-webassembly-instantiate
+    """
+
+    def begin() -> Coroutine[Any, Any, Any]:
+        if isinstance(source, Module):
+            if engine is not None:
+                raise TypeError("a Module has its engine; give engine= to compile it")
+            return instantiate_prepared(Preparation(source, imports, store, limits))
+        chosen = engine
+        if chosen is None and store is not None:
+            chosen = store.engine
+        return instantiate_source(
+            engine_or_default(chosen), *source_reader(source), imports, store, limits
+        )
+
+    return at_await(begin)
+
+
+def validate(source: Source, /, *, engine: Engine | None = None) -> bool:
+    """
+    Return whether *source* is a valid module.
+
+    Works on the calling thread; validating takes a small part of the time of compiling.
+
+    Args:
+        source: A complete wasm binary, or the path of one.
+        engine: Engine whose proposals count; the process-wide default if omitted.
+    Raises:
+        TypeError: If *source* is neither bytes-like nor a path.
+    Spec: https://webassembly.github.io/spec/js-api/#dom-webassembly-validate
+    """
+    binary = read_now(source)
+    chosen = engine_or_default(engine)
+    if len(binary) > chosen.config.max_module_bytes:
+        return False
+    return compiling.is_valid(chosen.native(chosen.variant(False)), binary)
+
+
+def wat2wasm(text: str, /) -> bytes:
+    """
+    Return the binary of a module in the text format.
+
+    Args:
+        text: The module.
+    Raises:
+        CompileError: If *text* is not valid; its message points at the place.
+        TypeError: If *text* is no str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"expected a str, got {type(text).__name__}")
+    return compiling.wat2wasm(text)
+
+

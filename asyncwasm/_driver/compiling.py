@@ -1,0 +1,101 @@
+"""Compiling and instantiating without holding the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from .._objects.instance import Instance, Preparation
+from .._objects.module import Module
+from .._runtime.config import Limits
+from .._runtime.engine import Engine
+from .._runtime.store import Store
+from .drive import drive
+from .signal import new_signal
+
+T = TypeVar("T")
+
+
+class Instantiated(NamedTuple):
+    """
+    A module and an instance of it.
+
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-webassemblyinstantiatedsource
+    """
+
+    module: Module
+    instance: Instance
+
+
+async def result_of(job: Future[T]) -> T:
+    """Wait for *job*; being cancelled leaves it alone."""
+    if not job.done():
+        signal = new_signal()
+        job.add_done_callback(lambda _: signal.wake())
+        await signal.wait()
+    return job.result()
+
+
+async def compile_module(
+    engine: Engine, read: Callable[[], bytes], identity: object
+) -> Module:
+    """Compile on the engine's threads."""
+    return Module._from_artifact(await result_of(engine.compile_soon(read, identity)))
+
+
+async def instantiate_source(
+    engine: Engine,
+    read: Callable[[], bytes],
+    identity: object,
+    imports: Any,
+    store: Store | None,
+    limits: Limits | None,
+) -> Instantiated:
+    """Compile, then read the imports, then instantiate."""
+    module = await compile_module(engine, read, identity)
+    instance = await instantiate_prepared(Preparation(module, imports, store, limits))
+    return Instantiated(module, instance)
+
+
+async def instantiate_prepared(preparation: Preparation) -> Instance:
+    """Instantiate with imports that have been read."""
+    try:
+        if not preparation.ready:
+            await _compile_variant(preparation)
+        raw = await drive(preparation.operation)
+    except BaseException:
+        preparation.failed()
+        raise
+    return Instance._from_preparation(preparation, raw)
+
+
+async def _compile_variant(preparation: Preparation) -> None:
+    """Compile the code for a store that needs another variant than the module was made for."""
+    job: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            preparation.compile()
+        except BaseException as exc:
+            job.set_exception(exc)
+        else:
+            job.set_result(None)
+
+    preparation.module.engine.compilers.submit(work)
+    await result_of(job)
+
+
+async def failing(exc: BaseException) -> Any:
+    """Raise *exc* when awaited."""
+    raise exc
+
+
+def at_await(function: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+    """Call *function* now; if it raises, return a coroutine that does."""
+    try:
+        return function()
+    except Exception as exc:
+        return failing(exc)
+
+

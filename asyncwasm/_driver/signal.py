@@ -1,0 +1,83 @@
+"""
+Signals: one-shot, awaited in an event loop, set from any thread.
+
+asyncio and trio each have a way to be woken from a thread; anyio has none that does not
+block the waking thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import anyio
+
+
+class AsyncioSignal:
+    """A signal in the running asyncio loop."""
+
+    __slots__ = ("_event", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        """Set the signal; may be called on any thread, and more than once."""
+        if asyncio._get_running_loop() is self._loop:
+            self._event.set()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits any more
+
+    async def wait(self) -> None:
+        """Wait until the signal is set."""
+        await self._event.wait()
+
+    async def wait_regardless(self) -> None:
+        """Wait until the signal is set, even while being cancelled."""
+        while not self._event.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._event.wait()
+            except asyncio.CancelledError:
+                continue  # the cancellation that brought us here is raised again
+
+
+class TrioSignal:
+    """A signal in the running trio loop."""
+
+    __slots__ = ("_event", "_token")
+
+    def __init__(self) -> None:
+        trio: Any = sys.modules["trio"]
+        self._token = trio.lowlevel.current_trio_token()
+        self._event = trio.Event()
+
+    def wake(self) -> None:
+        """Set the signal; may be called on any thread, and more than once."""
+        trio: Any = sys.modules["trio"]
+        try:
+            self._token.run_sync_soon(self._event.set, idempotent=True)
+        except trio.RunFinishedError:
+            pass  # nobody waits any more
+
+    async def wait(self) -> None:
+        """Wait until the signal is set."""
+        await self._event.wait()
+
+    async def wait_regardless(self) -> None:
+        """Wait until the signal is set, even while being cancelled."""
+        with anyio.CancelScope(shield=True):
+            await self._event.wait()
+
+
+def new_signal() -> AsyncioSignal | TrioSignal:
+    """Return a signal of the running loop."""
+    trio: Any = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task():
+        return TrioSignal()
+    return AsyncioSignal()

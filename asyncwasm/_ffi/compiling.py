@@ -1,0 +1,88 @@
+"""Engines and modules: making and checking them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+from .._errors import CompileError
+from .errors import compile_error, take_error
+from .handles import Handle
+from .library import ByteVec, PointerVec, lib
+
+OPTIMIZING, BASELINE = 1, 2
+_FIBER_STACK_BYTES = 2 << 20
+
+
+def new_engine(
+    *,
+    strategy: int,
+    fuel: bool,
+    max_wasm_stack_bytes: int,
+    features: Mapping[str, bool],
+) -> Handle:
+    """Return a new native engine."""
+    config = lib.wasm_config_new()
+    lib.wasmtime_config_strategy_set(config, strategy)
+    lib.wasmtime_config_epoch_interruption_set(config, True)
+    lib.wasmtime_config_consume_fuel_set(config, fuel)
+    lib.wasmtime_config_max_wasm_stack_set(config, max_wasm_stack_bytes)
+    lib.wasmtime_config_async_stack_size_set(config, max_wasm_stack_bytes + _FIBER_STACK_BYTES)
+    lib.wasmtime_config_memory_may_move_set(config, False)
+    lib.wasmtime_config_shared_memory_set(config, features.get("threads", True))
+    lib.wasmtime_config_wasm_component_model_async_set(config, False)
+    for name, enabled in features.items():
+        getattr(lib, f"wasmtime_config_wasm_{name}_set")(config, enabled)
+    return Handle(lib.wasm_engine_new_with_config(config), "wasm_engine_delete")
+
+
+def new_module(engine: Handle, binary: bytes) -> Handle:
+    """Compile *binary* on this thread (and the library's own), without holding the GIL."""
+    pointer = ctypes.c_void_p()
+    error = lib.wasmtime_module_new(
+        engine.pointer, ctypes.c_char_p(binary), len(binary), ctypes.byref(pointer)
+    )
+    if error:
+        raise compile_error(error)
+    return Handle(pointer.value or 0, "wasmtime_module_delete")
+
+
+def is_valid(engine: Handle, binary: bytes) -> bool:
+    """Return whether *binary* is a valid module."""
+    error = lib.wasmtime_module_validate(engine.pointer, ctypes.c_char_p(binary), len(binary))
+    if error:
+        take_error(error)
+    return not error
+
+
+def imported_function_types(module: Handle) -> list[Handle | None]:
+    """Return the native function type of every import of *module*; None if it is no function."""
+    vector = PointerVec()
+    lib.wasmtime_module_imports(module.pointer, ctypes.byref(vector))
+    try:
+        types: list[Handle | None] = []
+        for pointer in vector.pointers():
+            function = lib.wasm_externtype_as_functype_const(lib.wasm_importtype_type(pointer))
+            types.append(
+                Handle(lib.wasm_functype_copy(function), "wasm_functype_delete")
+                if function
+                else None
+            )
+        return types
+    finally:
+        lib.wasm_importtype_vec_delete(ctypes.byref(vector))
+
+
+def wat2wasm(text: str) -> bytes:
+    """Return the binary of a module in the text format."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as exc:
+        raise CompileError(f"the text is not valid Unicode: {exc}") from None
+    vector = ByteVec()
+    error = lib.wasmtime_wat2wasm(data, len(data), ctypes.byref(vector))
+    if error:
+        raise CompileError(take_error(error).message)
+    return vector.take()
+
+

@@ -1,0 +1,113 @@
+"""
+The direct way into wasm: one unchecked call on the calling thread's own stack.
+
+Rule 1: only functions whose values are numbers and vectors, so that nothing has to be rooted.
+Rule 2: only in a store that cannot reach a host function, or the library aborts the process.
+Rule 3: nothing is looked up per call that can be prepared: this is the path users measure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from .codec import RAW_BYTES, Row
+from .handles import StoreHandle
+from .library import lib
+
+_HEADER = 16  # the trap, padded
+
+
+def direct_call(
+    handle: StoreHandle,
+    function: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    detour: Callable[[tuple[Any, ...]], Any],
+    failed: Callable[[int, int], BaseException],
+    held: Callable[[float], None],
+    hold_seconds: float,
+) -> Callable[..., Any]:
+    """
+    Return a callable that calls *function*.
+
+    *detour* is called with the arguments instead when they do not fit or the store needs
+    more care; *failed* makes the exception of an error and a trap pointer; *held* is told
+    about calls longer than *hold_seconds*.
+    """
+    native = lib.undeclared("wasmtime_func_call_unchecked")
+    count = max(len(parameters.types), len(results.types))
+    raw = (ctypes.c_uint64 * 2)(*function)
+    context = ctypes.c_void_p(handle.context)
+    callee = ctypes.c_void_p(ctypes.addressof(raw))
+    length = ctypes.c_size_t(count)
+    width = _HEADER + RAW_BYTES * count
+    pack = struct.Struct("<" + parameters.raw_letters).pack_into
+    unpack = struct.Struct("<Q8x" + results.raw_letters).unpack_from
+    acquire, release = handle.lock.acquire, handle.lock.release
+    single = len(results.types) == 1
+    checked = parameters.checked
+    free: list[tuple[Any, Any, Any]] = []
+
+    def buffer() -> tuple[Any, Any, Any]:
+        memory = (ctypes.c_ubyte * width)()
+        address = ctypes.addressof(memory)
+        return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
+
+    def call(*arguments: Any) -> Any:
+        if handle.detour or checked:
+            return detour(arguments)
+        try:
+            lent = free.pop()
+        except IndexError:
+            lent = buffer()
+        memory, values, trap = lent
+        try:
+            pack(memory, _HEADER, *arguments)
+        except (struct.error, OverflowError):
+            free.append(lent)
+            return detour(arguments)
+        if not acquire(False):
+            free.append(lent)
+            return detour(arguments)
+        started = perf_counter()
+        try:
+            error = native(context, callee, values, length, trap)
+        finally:
+            release()
+        if handle.closing:
+            handle.close()
+        seconds = perf_counter() - started
+        outcome = unpack(memory)
+        if error or outcome[0]:
+            raise failed(error or 0, outcome[0])
+        free.append(lent)
+        if seconds > hold_seconds:
+            held(seconds)
+        return outcome[1] if single else outcome[1:] or None
+
+    call.keepalive = raw  # type: ignore[attr-defined]
+    return call
+
+
+def call_prepared(
+    handle: StoreHandle,
+    function: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    values: list[Any],
+) -> tuple[int, int, tuple[Any, ...]]:
+    """Call *function* with converted *values* and return (error, trap, results). In the store."""
+    count = max(len(parameters.types), len(results.types))
+    memory = (ctypes.c_ubyte * (_HEADER + RAW_BYTES * count))()
+    address = ctypes.addressof(memory)
+    struct.pack_into("<" + parameters.raw_letters, memory, _HEADER, *values)
+    raw = (ctypes.c_uint64 * 2)(*function)
+    error = lib.wasmtime_func_call_unchecked(
+        handle.context, ctypes.addressof(raw), address + _HEADER, count, address
+    )
+    trap, *decoded = struct.unpack_from("<Q8x" + results.raw_letters, memory)
+    return error or 0, trap, tuple(decoded)

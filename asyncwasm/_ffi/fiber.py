@@ -1,0 +1,218 @@
+"""
+Wasm on a stack of its own, polled until it has finished or waits for an import.
+
+Rule 1: no user code runs on a fiber. Its stack is small and not the thread's, and on Python
+3.14 deep recursion there aborts the process. The callback below only writes down what the
+guest asked for; the function runs after `poll` has returned, on the ordinary stack.
+Rule 2: the callback must always set a continuation, or the library aborts the process. So no
+exception may be raised on the way in: while Python code can run on the fiber of the main
+thread, signal handlers are held back (`_poll_deferring_signals`).
+Rule 3: what was handed to the library stays alive and untouched until the future is deleted;
+the store's handle keeps it.
+Rule 4: a future is polled by one thread at a time (the store's lock), and never again after
+it has finished.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .codec import Row
+from .handles import StoreHandle
+from .library import lib
+
+TRAP, ERROR, FLAG, FUNCTION, ARGUMENTS = 0, 8, 16, 24, 40
+_HEADER = struct.Struct("<QQ")
+
+
+class Request(NamedTuple):
+    """What a guest asked for: addresses that stay valid until it is answered."""
+
+    host: int
+    arguments: int
+    results: int
+    trap: int
+
+    def unpack(self, row: Row) -> tuple[Any, ...]:
+        """Return the arguments, all numbers."""
+        return row.unpack((ctypes.c_ubyte * row.val_bytes).from_address(self.arguments))
+
+    def pack(self, row: Row, values: Sequence[Any]) -> None:
+        """Write the results, all numbers."""
+        row.pack((ctypes.c_ubyte * row.val_bytes).from_address(self.results), 0, values)
+
+    def fail(self, trap: int) -> None:
+        """Hand over the trap that ends the request."""
+        ctypes.c_uint64.from_address(self.trap).value = trap
+
+
+class _Slot(threading.local):
+    """The fiber that this thread polls."""
+
+    fiber: Fiber | None = None
+
+
+_slot = _Slot()
+
+
+def _on_import(
+    host: int,
+    caller: int,
+    arguments: int,
+    count: int,
+    results: int,
+    result_count: int,
+    trap: int,
+    continuation: int,
+) -> None:
+    # On the fiber's stack: see the rules above.
+    fiber = _slot.fiber
+    assert fiber is not None
+    fiber.memory[FLAG] = 0
+    ctypes.memmove(continuation, fiber.continuation, 24)
+    fiber.request = Request(host, arguments, results, trap)
+
+
+_IMPORT_CALLBACK = ctypes.CFUNCTYPE(None, *[ctypes.c_size_t] * 8)(_on_import)
+
+
+def import_callback() -> int:
+    """Return the address of the callback for every host function."""
+    return ctypes.cast(_IMPORT_CALLBACK, ctypes.c_void_p).value or 0
+
+
+def _ready_callback() -> int:
+    # The continuation asks "is the answer there?" at each poll. `strlen` of the flag says it
+    # without calling into Python: "" is 0, false; "\1" is 1, true.
+    runtime: Any = ctypes.CDLL(None) if hasattr(signal, "pthread_sigmask") else ctypes.cdll.msvcrt
+    return ctypes.cast(runtime.strlen, ctypes.c_void_p).value or 0
+
+
+_READY = _ready_callback()
+
+
+class Fiber:
+    """One activation on a stack of its own."""
+
+    __slots__ = ("address", "continuation", "finished", "future", "handle", "memory", "request")
+
+    def __init__(self, handle: StoreHandle, payload_bytes: int) -> None:
+        self.handle = handle
+        self.memory = (ctypes.c_ubyte * (ARGUMENTS + payload_bytes))()
+        self.address = ctypes.addressof(self.memory)
+        self.continuation = struct.pack("<QQQ", _READY, self.address + FLAG, 0)
+        self.request: Request | None = None
+        self.future = 0
+        self.finished = False
+
+    def start_call(self, function: tuple[int, int], arguments: int, results: int) -> None:
+        """Make the future of a call of *function*, whose arguments are in the memory."""
+        struct.pack_into("<QQ", self.memory, FUNCTION, *function)
+        at = self.address + ARGUMENTS
+        self._own(
+            lib.wasmtime_func_call_async(
+                self.handle.context,
+                self.address + FUNCTION,
+                at,
+                arguments,
+                at + 32 * arguments,
+                results,
+                self.address + TRAP,
+                self.address + ERROR,
+            ),
+            None,
+        )
+
+    def start_instantiation(self, linker: int, module: int, kept: object) -> None:
+        """Make the future of an instantiation; the instance is written to the payload."""
+        self._own(
+            lib.wasmtime_linker_instantiate_async(
+                linker,
+                self.handle.context,
+                module,
+                self.address + ARGUMENTS,
+                self.address + TRAP,
+                self.address + ERROR,
+            ),
+            kept,
+        )
+
+    def _own(self, future: int, kept: object) -> None:
+        self.future = future
+        self.handle.futures[future] = (self.memory, kept)
+
+    def poll(self, calls_python: bool) -> bool:
+        """
+        Run the guest on this thread until it suspends; return whether it has finished.
+
+        The caller holds the store's lock. *calls_python* says whether the store has host
+        functions, so that Python code may run on the fiber.
+        """
+        previous, _slot.fiber = _slot.fiber, self
+        try:
+            if calls_python and threading.current_thread() is threading.main_thread():
+                done: bool = _poll_deferring_signals(self.future)
+            else:
+                done = lib.wasmtime_call_future_poll(self.future)
+        finally:
+            _slot.fiber = previous
+        if done:
+            self.finished = True
+        return done
+
+    def outcome(self) -> tuple[int, int]:
+        """Return the trap and the error of a finished fiber (0 for none), once."""
+        trap, error = _HEADER.unpack_from(self.memory)
+        _HEADER.pack_into(self.memory, 0, 0, 0)
+        return trap, error
+
+    def resume(self) -> None:
+        """Say that the request has been answered."""
+        self.request = None
+        self.memory[FLAG] = 1
+
+    def delete(self) -> None:
+        """Unwind the guest's frames, if any are left. The caller holds the store's lock."""
+        future, self.future = self.future, 0
+        if future:
+            self.handle.delete_future(future)
+
+
+_DEFERRED = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
+
+def _may_raise(handler: object) -> bool:
+    # The no-op that asyncio installs is left in place: taking it out would also undo its
+    # `signal.siginterrupt`.
+    return callable(handler) and getattr(handler, "__name__", "") != "_sighandler_noop"
+
+
+def _poll_deferring_signals(future: int) -> bool:
+    caught: list[int] = []
+
+    def catch(number: int, frame: object) -> None:
+        caught.append(number)
+
+    handlers: list[tuple[int, Callable[..., Any]]] = []
+    try:
+        for number in _DEFERRED:
+            handler = signal.getsignal(number)
+            if _may_raise(handler):
+                handlers.append((number, handler))  # type: ignore[arg-type]  # callable, see above
+                signal.signal(number, catch)
+        done: bool = lib.wasmtime_call_future_poll(future)
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        for number in caught:
+            signal.raise_signal(number)
+    return done

@@ -1,0 +1,156 @@
+"""
+Owned native pointers.
+
+Rule 1: every native pointer lives in exactly one handle, and is deleted once.
+Rule 2: a process that was forked never deletes what its parent made: the parent's threads,
+which may hold the library's locks, do not exist there.
+Rule 3: a store is deleted when nobody is inside it and no view of its memory is alive; its
+futures are deleted before it, newest first, or the library aborts the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any
+
+from .library import lib
+
+
+class _Process:
+    """Counts forks, so that a handle knows whether it was made in this process."""
+
+    generation = 0
+
+    @classmethod
+    def forked(cls) -> None:
+        cls.generation += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_Process.forked)
+
+
+class Handle:
+    """One native pointer and the name of the function that deletes it."""
+
+    __slots__ = ("__weakref__", "_delete", "_generation", "pointer")
+
+    def __init__(self, pointer: int, delete: str) -> None:
+        self.pointer = pointer
+        self._delete = getattr(lib, delete)
+        self._generation = _Process.generation
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made the handle."""
+        return self._generation == _Process.generation
+
+    def close(self) -> None:
+        """Delete what the pointer points to; idempotent."""
+        pointer, self.pointer = self.pointer, 0
+        if pointer and self.ours:
+            self._delete(pointer)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class StoreHandle:
+    """
+    A native store, its context, its futures, and the lock of whoever is inside it.
+
+    The lock is never waited for: who fails to get it is on another thread while the guest
+    runs (busy), or came too late (closed; the closer keeps the lock for ever).
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_generation",
+        "_views",
+        "_views_lock",
+        "closing",
+        "context",
+        "detour",
+        "engine",
+        "futures",
+        "lock",
+        "open",
+        "owned",
+        "pointer",
+    )
+
+    def __init__(self, engine: Handle) -> None:
+        self.lock = threading.Lock()
+        self.closing = False
+        self.open = True
+        self.detour = False  # whether a direct call must look closer before it enters
+        self.engine = engine  # keeps the engine alive
+        self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
+        self.owned: list[Handle] = []
+        self._views = 0
+        self._views_lock = threading.Lock()
+        self._generation = _Process.generation
+        self.pointer: int = lib.wasmtime_store_new(engine.pointer, None, None)
+        self.context: int = lib.wasmtime_store_context(self.pointer)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made the store."""
+        return self._generation == _Process.generation
+
+    def release(self) -> None:
+        """Leave the store; whoever leaves last closes a closing one."""
+        self.lock.release()
+        if self.closing:
+            self.close()
+
+    def close(self) -> None:
+        """Delete the store, now or when the guest that runs on another thread has stopped."""
+        self.closing = True
+        if not self.lock.acquire(False):
+            return
+        if self.open:
+            self.open = False
+            self._delete_futures()
+        with self._views_lock:
+            if self._views:
+                self.lock.release()
+                return
+            pointer, self.pointer = self.pointer, 0
+        # The lock stays taken: nobody enters a deleted store.
+        if pointer and self.ours:
+            lib.wasmtime_store_delete(pointer)
+            for handle in reversed(self.owned):
+                handle.close()
+        self.owned.clear()
+
+    def _delete_futures(self) -> None:
+        while self.futures:
+            future, kept = self.futures.popitem()
+            if self.ours:
+                lib.wasmtime_call_future_delete(future)
+            del kept
+
+    def delete_future(self, future: int) -> None:
+        """Delete *future*, if it is still there. The caller holds the lock."""
+        if self.futures.pop(future, None) is not None and self.ours:
+            lib.wasmtime_call_future_delete(future)
+
+    def add_view(self, view: object) -> None:
+        """Keep the native store until *view* has been collected."""
+        with self._views_lock:
+            self._views += 1
+        weakref.finalize(view, self._drop_view).atexit = False
+
+    def _drop_view(self) -> None:
+        with self._views_lock:
+            self._views -= 1
+            last = not self._views
+        if last and self.closing:
+            self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", 0):
+            self.close()

@@ -1,0 +1,114 @@
+"""
+Linking: host functions and externs under the names that a module imports.
+
+Rule 1: host functions are defined as asynchronous ones, all with one callback; what tells
+them apart is their number in the store. So a store with host functions runs on fibers only.
+Rule 2: whoever calls these functions is in the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from .._errors import LinkError
+from .errors import check
+from .externs import Extern
+from .fiber import import_callback
+from .handles import Handle, StoreHandle
+from .library import lib
+
+
+class Linker:
+    """Definitions for one instantiation."""
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._store = handle
+        self._handle = Handle(
+            lib.wasmtime_linker_new(handle.engine.pointer), "wasmtime_linker_delete"
+        )
+
+    @property
+    def pointer(self) -> int:
+        """The native linker."""
+        return self._handle.pointer
+
+    def define(self, module: str, name: str, extern: Extern) -> None:
+        """Define an extern of the store."""
+        first, second = module.encode(), name.encode()
+        check(
+            lib.wasmtime_linker_define(
+                self.pointer,
+                self._store.context,
+                first,
+                len(first),
+                second,
+                len(second),
+                extern.whole,
+            ),
+            LinkError,
+        )
+
+    def define_host(self, module: str, name: str, type: Handle, number: int) -> None:
+        """Define host function *number* of the store."""
+        first, second = module.encode(), name.encode()
+        check(
+            lib.wasmtime_linker_define_async_func(
+                self.pointer,
+                first,
+                len(first),
+                second,
+                len(second),
+                type.pointer,
+                import_callback(),
+                number,
+                None,
+            ),
+            LinkError,
+        )
+
+    def get(self, module: str, name: str) -> Extern:
+        """Return what was defined, as an extern of the store."""
+        first, second = module.encode(), name.encode()
+        extern = Extern()
+        found = lib.wasmtime_linker_get(
+            self.pointer,
+            self._store.context,
+            first,
+            len(first),
+            second,
+            len(second),
+            extern.whole,
+        )
+        assert found
+        return extern.found()
+
+
+def instantiate_directly(
+    handle: StoreHandle, module: Handle, externs: list[Extern]
+) -> tuple[int, int, bytes]:
+    """Instantiate without a fiber, and return (error, trap, instance)."""
+    vector = (ctypes.c_ubyte * (32 * max(len(externs), 1)))()
+    for index, extern in enumerate(externs):
+        ctypes.memmove(ctypes.addressof(vector) + 32 * index, extern.whole, 32)
+    instance = (ctypes.c_ubyte * 16)()
+    trap = ctypes.c_void_p()
+    error = lib.wasmtime_instance_new(
+        handle.context,
+        module.pointer,
+        ctypes.byref(vector),
+        len(externs),
+        ctypes.byref(instance),
+        ctypes.byref(trap),
+    )
+    return error or 0, trap.value or 0, bytes(instance)
+
+
+def export(handle: StoreHandle, instance: bytes, name: str) -> Extern:
+    """Return the extern that *instance* exports as *name*."""
+    extern = Extern()
+    text = name.encode()
+    found = lib.wasmtime_instance_export_get(
+        handle.context, ctypes.c_char_p(instance), text, len(text), extern.whole
+    )
+    assert found
+    return extern.found()

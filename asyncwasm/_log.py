@@ -1,0 +1,38 @@
+"""
+Events for whoever runs the application. The only user of structlog.
+
+Rule 1: silent until the application configures structlog or logging; never on stdout.
+Rule 2: an event nobody listens to costs two look-ups, and does not import structlog.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+_NAME = "asyncwasm"
+_stdlib = logging.getLogger(_NAME)
+_stdlib.addHandler(logging.NullHandler())  # keeps logging's last resort off stderr
+
+
+def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
+    """Emit event *name* with *facts*; units are part of the facts' names."""
+    structlog = sys.modules.get("structlog")
+    configured = structlog is not None and structlog.is_configured()
+    if not configured and not _stdlib.isEnabledFor(level):
+        return
+    import structlog
+
+    if configured:
+        logger = structlog.get_logger(_NAME)
+    else:
+        logger = structlog.wrap_logger(
+            _stdlib,
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.stdlib.render_to_log_kwargs,
+            ],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+    logger.log(level, f"{_NAME}.{name}", **facts)

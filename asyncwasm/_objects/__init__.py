@@ -1,0 +1,1 @@
+"""The interfaces of the JS API, one a file."""

@@ -1,0 +1,415 @@
+"""
+Functions: what instances export, and Python callables as wasm functions.
+
+Rule 1: one Python object for one wasm function of a store; the store's cache decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
+from typing import Any
+
+from .._errors import SuspendError
+from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
+from .._ffi.direct import call_prepared, direct_call
+from .._ffi.externs import Extern, function_identity
+from .._runtime.operation import Call
+from .._runtime.running import run
+from .._runtime.store import HostFunction, Store
+from .._types import FunctionType, ValueType, function_type
+from . import guard
+from .storeobject import StoreObject, ambient_or
+
+
+class Suspending:
+    """
+    Mark an import whose result is awaited while the guest is suspended.
+
+    Functions defined with ``async def`` are suspending by themselves; use this for callables
+    that return an awaitable without looking like it.
+
+    Args:
+        callable: What the guest calls.
+    Raises:
+        TypeError: If *callable* is not callable, or is an exported function.
+    Spec: https://webassembly.github.io/js-promise-integration/js-api/#suspending-objects
+    """
+
+    __slots__ = ("callable",)
+
+    def __init__(self, callable: Callable[..., Any], /) -> None:
+        if not _is_callable(callable) or isinstance(callable, ExportedFunction):
+            raise TypeError(f"expected a Python callable, got {type(callable).__name__}")
+        self.callable = callable
+
+    def __repr__(self) -> str:
+        return f"asyncwasm.Suspending({self.callable!r})"
+
+
+def _is_callable(value: object) -> bool:
+    return callable(value)
+
+
+def is_suspending(callable: Callable[..., Any]) -> bool:
+    """Return whether *callable*, or what it wraps, is defined with ``async def``."""
+    while isinstance(callable, functools.partial):
+        callable = callable.func
+    if inspect.iscoroutinefunction(callable) or isinstance(callable, PromisingFunction):
+        return True
+    if isinstance(getattr(callable, "__self__", None), ExportedFunction):
+        return getattr(callable, "__name__", "") == "call_async"
+    return not inspect.isroutine(callable) and inspect.iscoroutinefunction(
+        getattr(type(callable), "__call__", None)
+    )
+
+
+def host_function(
+    value: Any, type: FunctionType, name: str, concrete_results: Sequence[int] = ()
+) -> HostFunction:
+    """Return the host function for an imported callable or Suspending."""
+    if isinstance(value, Suspending):
+        return HostFunction(value.callable, type, True, name, concrete_results)
+    return HostFunction(value, type, is_suspending(value), name, concrete_results)
+
+
+class ExportedFunction(StoreObject):
+    """
+    A WebAssembly function.
+
+    Call it, or await `call_async`. Arguments and results are converted as the table in the
+    documentation says; several results are a tuple.
+
+    Spec: https://webassembly.github.io/spec/js-api/#exported-function-exotic-objects
+    """
+
+    __slots__ = ("__dict__", "_concrete", "_direct", "_name", "_parameters", "_results", "_type")
+
+    def __init__(self) -> None:
+        raise TypeError(
+            "an ExportedFunction comes from an instance; use asyncwasm.Function to wrap a callable"
+        )
+
+    @classmethod
+    def _from_raw(
+        cls,
+        store: Store,
+        raw: tuple[int, int],
+        type: FunctionType,
+        name: str = "",
+        concrete: Sequence[int] = (),
+    ) -> ExportedFunction:
+        self = cls.__new__(cls)
+        self._setup(type, name, concrete)
+        self._store = store
+        self._extern = Extern.function(raw)
+        if self._parameters.numeric and self._results.numeric:
+            self._direct = direct_call(
+                store.handle,
+                raw,
+                self._parameters,
+                self._results,
+                self._detour,
+                self._failed,
+                self._held,
+                guard.BLOCKING_SECONDS,
+            )
+        return self
+
+    def _setup(self, type: FunctionType, name: str, concrete: Sequence[int]) -> None:
+        self._type = type
+        self._name = name
+        self._concrete = concrete  # kinds of concrete references among the parameters
+        self._parameters: Row = row(type.parameters)
+        self._results: Row = row(type.results)
+        self._direct: Callable[..., Any] = lambda *arguments: self._detour(arguments)
+
+    @property
+    def name(self) -> str:
+        """The function's index in its defining module, as text; empty if unknown."""
+        return self._name
+
+    @property
+    def type(self) -> FunctionType:
+        """The function's type."""
+        return self._type
+
+    @property
+    def __name__(self) -> str:
+        return self._name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        results = self._type.results
+        returned: Any = str(results[0]) if len(results) == 1 else tuple(map(str, results))
+        return inspect.Signature(
+            [
+                inspect.Parameter(f"p{index}", kind, annotation=str(type))
+                for index, type in enumerate(self._type.parameters)
+            ],
+            return_annotation=returned or None,
+        )
+
+    def __repr__(self) -> str:
+        return f"<asyncwasm.{type(self).__name__} {self._name!r} {self._type}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a wasm function cannot be pickled; pickle its module and instantiate it")
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._direct(*arguments)
+
+    def call_async(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        """
+        Call the function without holding the event loop.
+
+        Short calls finish before anything else gets to run; longer ones let the loop run, and
+        move to a worker thread. Imports, sync or async, run in the awaiting task.
+
+        Args:
+            arguments: As many as the function has parameters.
+        Returns:
+            None, a value, or a tuple of values.
+        Raises:
+            TypeError: If the number of arguments or a type is wrong.
+            OverflowError: If an int is out of range.
+            Trap: If the guest traps.
+            ClosedResourceError: If the store has been closed.
+        Cancellation: Stops the guest wherever it is, and unwinds it. The store stays usable;
+            the guest's own state may be half done.
+        Spec: https://webassembly.github.io/js-promise-integration/js-api/#promising-functions
+        """
+        return self._drive(self, arguments)
+
+    _drive: Callable[[ExportedFunction, tuple[Any, ...]], Coroutine[Any, Any, Any]]
+
+    # what the two ways in share
+
+    def _raw_in(self, store: Store) -> tuple[int, int]:
+        return self._bind(store).raw
+
+    def _operation(self, arguments: Sequence[Any]) -> Call:
+        if len(arguments) != len(self._parameters.types):
+            raise wrong_count(len(arguments), self._type, self._name)
+        store = self._store
+        assert store is not None and self._extern is not None
+        if not self._parameters.numeric:
+            arguments = store.references.prepare_row(self._parameters, arguments, self._concrete)
+        return Call(
+            store,
+            self._extern.raw,
+            self._name,
+            self._parameters,
+            self._results,
+            arguments,
+            self._concrete,
+        )
+
+    def _detour(self, arguments: tuple[Any, ...]) -> Any:
+        """Call with more care than the direct way takes."""
+        started = perf_counter()
+        store = self._store
+        assert store is not None and self._extern is not None
+        if not (self._parameters.numeric and self._results.numeric and store.direct):
+            value = run(self._operation(arguments))
+        else:
+            if len(arguments) != len(self._parameters.types):
+                raise wrong_count(len(arguments), self._type, self._name)
+            values = self._parameters.converted(arguments)
+            store.check_turn()
+            handle = store.inside()
+            try:
+                store.prepare_direct()
+                error, trap, results = call_prepared(
+                    handle, self._extern.raw, self._parameters, self._results, values
+                )
+            finally:
+                handle.release()
+            if error or trap:
+                raise self._failed(error, trap)
+            value = results[0] if len(results) == 1 else results or None
+        seconds = perf_counter() - started
+        if seconds > guard.BLOCKING_SECONDS:
+            self._held(seconds)
+        return value
+
+    def _failed(self, error: int, trap: int) -> BaseException:
+        assert self._store is not None
+        return self._store.failure(error, trap, f"function {self._name!r}")
+
+    def _held(self, seconds: float) -> None:
+        guard.blocking_call(seconds, self._name)
+
+
+class Function(ExportedFunction):
+    """
+    A Python callable as a wasm function, for tables and wherever a funcref is wanted.
+
+    It is bound to a store when it first meets one. A callable defined with ``async def`` (or
+    wrapped in `Suspending`) suspends the guest that calls it.
+
+    Args:
+        type: A `FunctionType`, a mapping with ``parameters`` and ``results``, or a pair.
+        callable: What is called, with one argument a parameter.
+        store: The store to bind to at once.
+    Raises:
+        TypeError: If *type* is no function type, or *callable* is not callable.
+    Spec: https://webassembly.github.io/js-types/js-api/#functions
+    """
+
+    __slots__ = ("_callable", "_host")
+
+    def __new__(
+        cls, type: Any, callable: Any = None, /, *, store: Store | None = None
+    ) -> Any:
+        if isinstance(callable, ExportedFunction):
+            wanted = function_type(type)
+            if callable.type == wanted:
+                return callable
+            raise TypeError(f"expected a function of type {wanted}, got {callable.type}")
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        type: Any,
+        callable: Callable[..., Any] | Suspending,
+        /,
+        *,
+        store: Store | None = None,
+    ) -> None:
+        if not _is_callable(callable) and not isinstance(callable, Suspending):
+            raise TypeError(f"expected a callable, got {callable.__class__.__name__}")
+        self._setup(function_type(type), "0", ())
+        self._store = None
+        self._extern = None
+        target = callable.callable if isinstance(callable, Suspending) else callable
+        self._callable = target
+        self._host = host_function(callable, self._type, getattr(target, "__name__", "function"))
+        chosen = ambient_or(store)
+        if chosen is not None:
+            self._bind(chosen)
+
+    def _make(self, store: Store) -> Extern:
+        return Extern.function(store.define_function(self._type, self._host))
+
+    def _bind(self, store: Store) -> Extern:
+        extern = super()._bind(store)
+        store.known[function_identity(extern.raw)] = self
+        return extern
+
+    # A call from Python needs no wasm in between: the conversions are all there is to see.
+
+    def _convert(self, types: Sequence[ValueType], values: Sequence[Any]) -> list[Any]:
+        return [_through(type, value) for type, value in zip(types, values, strict=True)]
+
+    def _begin(self, arguments: tuple[Any, ...]) -> Any:
+        if len(arguments) != len(self._parameters.types):
+            raise wrong_count(len(arguments), self._type, self._name)
+        return self._callable(*self._convert(self._type.parameters, arguments))
+
+    def _finish(self, value: Any) -> Any:
+        if not self._results.types:
+            return None
+        values = self._convert(self._type.results, self._host.result_values(value))
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _detour(self, arguments: tuple[Any, ...]) -> Any:
+        if self._host.suspending:
+            raise SuspendError(f"{self._host.name} suspends; await call_async instead")
+        return self._finish(self._host.checked(self._begin(arguments)))
+
+    async def _call_async(self, arguments: tuple[Any, ...]) -> Any:
+        value = self._begin(arguments)
+        if self._host.suspending:
+            if inspect.isawaitable(value):
+                value = await value
+        else:
+            value = self._host.checked(value)
+        return self._finish(value)
+
+    def call_async(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        """
+        Call the callable with converted arguments, awaiting its result if it suspends.
+
+        Args:
+            arguments: As many as the function has parameters.
+        Returns:
+            None, a value, or a tuple of values.
+        Raises:
+            TypeError: If the number of arguments or a type is wrong.
+        Cancellation: Reaches the callable, if it is awaited.
+        """
+        return self._call_async(arguments)
+
+
+def _through(type: ValueType, value: Any) -> Any:
+    """Return what *value* is after a trip through a wasm value of *type*."""
+    import struct
+
+    if type in NUMBERS:
+        number = NUMBERS[type](value)
+        return struct.unpack("<f", struct.pack("<f", number))[0] if type == "f32" else number
+    if value is None and not type.nullable:
+        raise TypeError(f"expected a reference for {type}, got None; this type has no null")
+    if type.heap == "func" and value is not None and not isinstance(value, ExportedFunction):
+        raise TypeError(f"expected an exported function or None for {type}, got {value!r}")
+    return value
+
+
+class PromisingFunction:
+    """What `promising` returns: call it to get a coroutine."""
+
+    __slots__ = ("__weakref__", "_function")
+
+    def __init__(self, function: ExportedFunction) -> None:
+        self._function = function
+
+    @property
+    def __name__(self) -> str:
+        return self._function.name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._function.__signature__
+
+    def __call__(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        return self._function.call_async(*arguments)
+
+    def __repr__(self) -> str:
+        return f"asyncwasm.promising({self._function!r})"
+
+
+def promising(function: ExportedFunction, /) -> PromisingFunction:
+    """
+    Return an async callable that calls an exported function without holding the event loop.
+
+    The same as the method `ExportedFunction.call_async`.
+
+    Args:
+        function: An exported function.
+    Returns:
+        A callable that returns a coroutine.
+    Raises:
+        TypeError: If *function* is not an exported function.
+    Spec: https://webassembly.github.io/js-promise-integration/js-api/#dom-webassembly-promising
+    """
+    if not isinstance(function, ExportedFunction):
+        raise TypeError(f"expected an exported function, got {type(function).__name__}")
+    return PromisingFunction(function)
+
+
+def concrete_kinds(types: Sequence[ValueType], kinds: Sequence[str]) -> tuple[int, ...]:
+    """Return the kind of each type's values; *kinds* are those of the module's types."""
+    if not any(type.heap.isdecimal() for type in types):
+        return ()
+    return tuple(
+        KIND_FUNC if type.heap.isdecimal() and kinds[int(type.heap)] == "func" else KIND_ANY
+        for type in types
+    )
+
+
+Store.function_class = ExportedFunction
+Store.function_maker = staticmethod(ExportedFunction._from_raw)

@@ -1,0 +1,258 @@
+"""
+Reading imports, in the order and with the errors of the JS API.
+
+Rule 1: everything is read before anything is bound or instantiated; what an attribute or a
+mapping raises propagates unchanged.
+Spec: https://webassembly.github.io/spec/js-api/#read-the-imports
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._binary import Import
+from .._errors import LinkError
+from .._ffi.externs import Extern
+from .._runtime.engine import Artifact
+from .._runtime.store import HostFunction, Store
+from .._types import (
+    FunctionType,
+    GlobalType,
+    MemoryType,
+    TableType,
+    TagType,
+)
+from .function import ExportedFunction, Suspending, concrete_kinds, host_function
+from .global_ import Global
+from .memory import Memory
+from .storeobject import StoreObject, binding, other_store
+from .table import Table
+from .tag import PYTHON_TAG, Tag
+from .value import check_value
+
+_MISSING: Any = object()
+_CLASSES: dict[str, type[StoreObject]] = {
+    "function": ExportedFunction,
+    "memory": Memory,
+    "table": Table,
+    "global": Global,
+    "tag": Tag,
+}
+_NO_OBJECT = (type(None), bool, int, float, complex, str, bytes, bytearray, memoryview)
+
+
+def read_imports(artifact: Artifact, imports: Any) -> list[Any]:
+    """Return one value for each import of *artifact*, checked as far as a value tells."""
+    declared = artifact.info.imports
+    if imports is not None and isinstance(imports, _NO_OBJECT):
+        raise TypeError(f"expected a mapping of imports, got {type(imports).__name__}")
+    if imports is None:
+        if declared:
+            raise TypeError(
+                f"the module imports {declared[0].module!r} {declared[0].name!r} and "
+                f"{len(declared) - 1} more; give a mapping of imports"
+            )
+        return []
+    return [_read(imports, each) for each in declared]
+
+
+def _read(imports: Any, declared: Import) -> Any:
+    module = _get(imports, declared.module)
+    if module is _MISSING or isinstance(module, _NO_OBJECT):
+        what = "nothing" if module is _MISSING else type(module).__name__
+        raise TypeError(
+            f"expected a mapping or an object for import module {declared.module!r}, got {what}"
+        )
+    value = _get(module, declared.name)
+    return _CHECKS[declared.kind](declared, value)
+
+
+def _get(container: Any, name: str) -> Any:
+    if isinstance(container, Mapping):
+        try:
+            return container[name]
+        except KeyError:
+            if name in container:  # it is the mapping's value that failed
+                raise
+            return _MISSING
+    return getattr(container, name, _MISSING)
+
+
+def link_error(declared: Import, expected: object, actual: object, hint: str = "") -> LinkError:
+    """Return the error for an import that does not fit."""
+    shown = "nothing" if actual is _MISSING else actual
+    return LinkError(
+        f"import {declared.module!r} {declared.name!r}: expected {expected}, got {shown}{hint}",
+        module=declared.module,
+        name=declared.name,
+        expected=expected,
+        actual=None if actual is _MISSING else actual,
+    )
+
+
+def _named(value: Any) -> Any:
+    return value if value is _MISSING else f"{type(value).__name__} {value!r}"
+
+
+def _function(declared: Import, value: Any) -> Any:
+    type = declared.type
+    assert isinstance(type, FunctionType)
+    if isinstance(value, ExportedFunction):
+        if not _concrete(type.parameters + type.results) and value.type != type:
+            raise link_error(declared, f"a function of type {type}", f"one of type {value.type}")
+        return value
+    if not callable(value) and not isinstance(value, Suspending):
+        raise link_error(declared, "a callable", _named(value))
+    return value
+
+
+def _concrete(types: Sequence[Any]) -> bool:
+    return any(type.heap.isdecimal() for type in types)
+
+
+def _global(declared: Import, value: Any) -> Any:
+    type = declared.type
+    assert isinstance(type, GlobalType)
+    expected = f"a {'mutable ' * type.mutable}global of type {type.value}"
+    if isinstance(value, Global):
+        if not _concrete([type.value]) and value.type != type:
+            # a constant may be of a subtype: the engine knows
+            if type.mutable or value.type.mutable or not type.value.is_reference:
+                other = f"a {'mutable ' * value.type.mutable}global of type {value.type.value}"
+                raise link_error(declared, expected, other)
+        return value
+    if type.mutable:
+        raise link_error(declared, expected, _named(value), "; use asyncwasm.Global(...)")
+    if value is _MISSING:
+        raise link_error(declared, expected, value)
+    if type.value in ("i32", "i64", "f32", "f64") and isinstance(value, bool):
+        raise link_error(declared, expected, _named(value))
+    try:
+        return check_value(type.value, value)
+    except (TypeError, OverflowError) as exc:
+        raise link_error(declared, expected, _named(value), f": {exc}") from None
+
+
+def _memory(declared: Import, value: Any) -> Any:
+    if not isinstance(value, Memory):
+        raise link_error(declared, "a Memory", _named(value))
+    wanted, given = declared.type, value.type
+    assert isinstance(wanted, MemoryType)
+    _check_size(declared, wanted, given, "memory", "pages")
+    if wanted.shared != given.shared or wanted.address != given.address:
+        raise link_error(declared, wanted, given)
+    return value
+
+
+def _table(declared: Import, value: Any) -> Any:
+    if not isinstance(value, Table):
+        raise link_error(declared, "a Table", _named(value))
+    wanted, given = declared.type, value.type
+    assert isinstance(wanted, TableType)
+    if not _concrete([wanted.element, given.element]) and wanted.element != given.element:
+        raise link_error(declared, wanted, given)
+    if wanted.address != given.address:
+        raise link_error(declared, wanted, given)
+    _check_size(declared, wanted, given, "table", "entries")
+    return value
+
+
+def _check_size(declared: Import, wanted: Any, given: Any, what: str, unit: str) -> None:
+    if given.minimum < wanted.minimum:
+        raise link_error(
+            declared,
+            f"a {what} of at least {wanted.minimum} {unit}",
+            f"one of {given.minimum}",
+        )
+    if wanted.maximum is not None and (given.maximum is None or given.maximum > wanted.maximum):
+        raise link_error(
+            declared,
+            f"a {what} of at most {wanted.maximum} {unit}",
+            "one without a maximum" if given.maximum is None else f"one of {given.maximum}",
+        )
+
+
+def _tag(declared: Import, value: Any) -> Any:
+    if not isinstance(value, Tag):
+        raise link_error(declared, "a Tag", _named(value))
+    type = declared.type
+    assert isinstance(type, TagType)
+    if not _concrete(type.parameters) and value.type != type:
+        raise link_error(
+            declared,
+            f"a tag of ({', '.join(type.parameters)})",
+            f"one of ({', '.join(value.type.parameters)})",
+        )
+    return value
+
+
+_CHECKS = {
+    "function": _function,
+    "global": _global,
+    "memory": _memory,
+    "table": _table,
+    "tag": _tag,
+}
+
+
+def _is_bound(value: Any) -> bool:
+    return isinstance(value, StoreObject) and value is not PYTHON_TAG and value._store is not None
+
+
+def choose_store(
+    artifact: Artifact, values: Sequence[Any], explicit: Store | None, make: Any
+) -> tuple[Store, bool]:
+    """
+    Return the store for an instance with these imports, and whether it is the instance's own.
+
+    Objects that are not bound yet are bound to it, all at once.
+    """
+    objects = [value for value in values if isinstance(value, StoreObject)]
+    with binding:
+        store = explicit
+        for index, value in enumerate(values):
+            if not _is_bound(value):
+                continue
+            if store is None:
+                store = value._store
+            elif value._store is not store:
+                declared = artifact.info.imports[index]
+                error = other_store(value)
+                error.module, error.name = declared.module, declared.name
+                raise error
+        owned = store is None
+        if store is None:
+            store = make()
+        store.bind(artifact.engine)
+        for value in objects:
+            value._bind(store)
+    return store, owned
+
+
+def definitions(
+    artifact: Artifact, values: Sequence[Any], store: Store
+) -> list[Extern | HostFunction]:
+    """Return what to define for each import; *store* is the one that was chosen."""
+    kinds = [type.kind for type in artifact.info.types]
+    made: list[Extern | HostFunction] = []
+    for declared, value in zip(artifact.info.imports, values, strict=True):
+        if isinstance(value, StoreObject) and isinstance(value, _CLASSES[declared.kind]):
+            made.append(value._bind(store))
+        elif declared.kind == "function":
+            assert isinstance(declared.type, FunctionType)
+            made.append(
+                host_function(
+                    value,
+                    declared.type,
+                    f"import {declared.module!r} {declared.name!r}",
+                    concrete_kinds(declared.type.results, kinds),
+                )
+            )
+        else:
+            assert isinstance(declared.type, GlobalType)
+            constant = Global.__new__(Global)
+            constant._setup(declared.type)
+            constant._kept = value
+            made.append(constant._bind(store))
+    return made

@@ -1,0 +1,331 @@
+"""Instances and what they export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import anyio
+
+from .._binary import Export
+from .._errors import LinkError
+from .._ffi import externs
+from .._ffi.linking import export
+from .._runtime.config import Limits
+from .._runtime.instantiation import Instantiation
+from .._runtime.running import run
+from .._runtime.store import Store
+from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
+from . import guard
+from .function import ExportedFunction, concrete_kinds
+from .global_ import Global
+from .imports import choose_store, definitions, read_imports
+from .memory import Memory
+from .module import Module
+from .storeobject import ambient_or
+from .table import Table
+from .tag import PYTHON_TAG, Tag
+
+
+class Exports(Mapping[str, Any]):
+    """
+    What an instance exports: a read-only mapping in declaration order.
+
+    Names that are identifiers, and no methods of mappings, are attributes too.
+    """
+
+    __slots__ = ("__weakref__", "_cache", "_declared", "_instance", "_make")
+
+    _cache: dict[str, Any]
+    _declared: dict[str, Export]
+    _instance: Instance
+
+    def __init__(self, instance: Instance, declared: Sequence[Export]) -> None:
+        object.__setattr__(self, "_cache", {})
+        object.__setattr__(self, "_declared", {each.name: each for each in declared})
+        object.__setattr__(self, "_instance", instance)
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._cache[name]
+        except KeyError:
+            value = self._cache[name] = self._instance._export(self._declared[name])
+            return value
+
+    def __getattr__(self, name: str) -> Any:
+        # Found only for what is no attribute yet; the cache makes the next look-up short.
+        try:
+            return self._cache[name]
+        except KeyError:
+            if name not in self._declared:
+                raise AttributeError(
+                    f"the instance has no export {name!r}", name=name, obj=self
+                ) from None
+            return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"exports are read-only: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"exports are read-only: cannot delete {name!r}")
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(f"exports are read-only: cannot set {name!r}")
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"exports are read-only: cannot delete {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._declared)
+
+    def __len__(self) -> int:
+        return len(self._declared)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._declared
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(name for name in self._declared if name.isidentifier())]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{each.name}: {each.kind}" for each in self._declared.values())
+        return f"<asyncwasm exports {{{shown}}}>"
+
+
+class Preparation:
+    """An instantiation whose imports have been read, and whose store is chosen."""
+
+    __slots__ = ("module", "operation", "owned", "store")
+
+    def __init__(
+        self,
+        module: Module,
+        imports: Any,
+        store: Store | None,
+        limits: Limits | None,
+    ) -> None:
+        artifact = module._artifact
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"expected Limits, got {type(limits).__name__}")
+        explicit = ambient_or(store)
+        values = read_imports(artifact, imports)
+
+        def make() -> Store:
+            return Store(engine=artifact.engine, limits=limits)
+
+        self.module = module
+        self.store, self.owned = choose_store(artifact, values, explicit, make)
+        if limits is not None and not self.owned and limits != self.store.limits:
+            raise LinkError(
+                "limits belong to a store, and the instance joins one that has others; "
+                "give them to Store(limits=...)",
+                expected=self.store.limits,
+                actual=limits,
+            )
+        self.operation = Instantiation(
+            self.store, artifact, definitions(artifact, values, self.store)
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the code that the store needs has been compiled."""
+        return self.module._artifact.has(self.store.variant)
+
+    def compile(self) -> None:
+        """Compile the code that the store needs, on this thread."""
+        self.module._artifact.native(self.store.variant)
+
+    def failed(self) -> None:
+        """Clean up after an instantiation that has failed."""
+        if self.owned:
+            self.store.close()
+
+
+class Instance:
+    """
+    An instance of a module.
+
+    This constructor instantiates on the calling thread; it is for scripts, and for when
+    synchronous work is absolutely required. Otherwise use
+    ``await asyncwasm.instantiate(module, imports)``.
+
+    Args:
+        module: The module.
+        imports: A mapping (or object) of mappings (or objects) with what it imports.
+        store: Store to instantiate in; that of the imports, or a new one, if omitted.
+        limits: What the guest may take, for a new store.
+    Raises:
+        TypeError: If *module* is no Module, or *imports* has the wrong shape.
+        LinkError: If an import is missing, has the wrong type, or lives in another store.
+        SuspendError: If the start function reaches a suspending import.
+        Trap: If the start function traps, or a segment does not fit.
+        LargeModuleError: If the module is above the guard's limit, and that is set to "error".
+    Spec: https://webassembly.github.io/spec/js-api/#dom-instance-instance
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_exports", "_module", "_owned", "_raw", "_store")
+
+    _exports: Exports
+    _module: Module
+    _owned: bool
+    _raw: bytes
+    _store: Store
+
+    def __init__(
+        self,
+        module: Module,
+        imports: Any = None,
+        /,
+        *,
+        store: Store | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if not isinstance(module, Module):
+            raise TypeError(f"expected a Module, got {type(module).__name__}")
+        guard.check_module(
+            module.byte_length, "Instance()", "`await asyncwasm.instantiate(...)`"
+        )
+        preparation = Preparation(module, imports, store, limits)
+        try:
+            raw = run(preparation.operation)
+        except BaseException:
+            preparation.failed()
+            raise
+        self._setup(preparation, raw)
+
+    @classmethod
+    def _from_preparation(cls, preparation: Preparation, raw: bytes) -> Instance:
+        self = cls.__new__(cls)
+        self._setup(preparation, raw)
+        return self
+
+    def _setup(self, preparation: Preparation, raw: bytes) -> None:
+        self._module = preparation.module
+        self._store = preparation.store
+        self._owned = preparation.owned
+        self._raw = raw
+        self._exports = Exports(self, self._module._artifact.info.exports)
+
+    @property
+    def exports(self) -> Exports:
+        """
+        What the instance exports; the same object each time.
+
+        Spec: https://webassembly.github.io/spec/js-api/#dom-instance-exports
+        """
+        return self._exports
+
+    @property
+    def module(self) -> Module:
+        """The module."""
+        return self._module
+
+    @property
+    def store(self) -> Store:
+        """The store that the instance lives in."""
+        return self._store
+
+    def close(self) -> None:
+        """
+        Free the instance's store if it is the instance's own; idempotent.
+
+        What is used afterwards raises ClosedResourceError. An instance in a store that others
+        share is freed with that store.
+        """
+        if self._owned:
+            self._store.close()
+
+    def __enter__(self) -> Instance:
+        if self._store.closed:
+            raise anyio.ClosedResourceError("the store has been closed")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Instance:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<asyncwasm.Instance of {self._module!r}{' closed' * self._store.closed}>"
+
+    def _export(self, declared: Export) -> Any:
+        store = self._store
+        with store.entered() as handle:
+            extern = export(handle, self._raw, declared.name)
+        return _MAKERS[declared.kind](store, extern, declared, self._module)
+
+
+def _function(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+    identity = externs.function_identity(extern.raw)
+    known: ExportedFunction | None = store.known.get(identity)
+    if known is None:
+        type = declared.type
+        assert isinstance(type, FunctionType)
+        concrete = concrete_kinds(type.parameters, _kinds(module))
+        known = ExportedFunction._from_raw(
+            store, extern.raw, type, str(declared.index), concrete
+        )
+        store.known[identity] = known
+    elif not known._name:  # met in a table before
+        known._name = str(declared.index)
+    return known
+
+
+def _memory(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+    assert isinstance(declared.type, MemoryType)
+    if extern.kind == externs.SHARED_MEMORY:
+        return Memory._from_extern(store, extern, declared.type)
+    known: Memory | None = store.known.get(extern.key)
+    if known is not None:
+        return known
+    return Memory._from_extern(store, extern, declared.type)
+
+
+def _kinds(module: Module) -> list[str]:
+    return [type.kind for type in module._artifact.info.types]
+
+
+def _concrete(type: Any, module: Module) -> int:
+    kinds = concrete_kinds([type], _kinds(module))
+    return kinds[0] if kinds else externs.KIND_ANY
+
+
+def _table(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+    type = declared.type
+    assert isinstance(type, TableType)
+    known: Table | None = store.known.get(extern.key)
+    if known is not None:
+        return known
+    return Table._from_extern(store, extern, type, _concrete(type.element, module))
+
+
+def _global(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+    type = declared.type
+    assert isinstance(type, GlobalType)
+    known: Global | None = store.known.get(extern.key)
+    if known is not None:
+        return known
+    return Global._from_extern(store, extern, type, _concrete(type.value, module))
+
+
+def _tag(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+    assert isinstance(declared.type, TagType)
+    known: Tag | None = store.known.get(extern.key)
+    if known is not None:
+        return known
+    if store._python_tag is not None and extern.key == store._python_tag.key:
+        return PYTHON_TAG
+    return Tag._from_extern(store, extern, declared.type)
+
+
+_MAKERS: dict[str, Callable[[Store, externs.Extern, Export, Module], Any]] = {
+    "function": _function,
+    "memory": _memory,
+    "table": _table,
+    "global": _global,
+    "tag": _tag,
+}

@@ -1,0 +1,145 @@
+"""Modules: compiled once, used everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .._binary import custom_sections
+from .._runtime.engine import Artifact, Engine, default_engine
+from .._types import ExportDescriptor, ImportDescriptor
+from . import guard
+from .conversions import Source, read_now
+
+
+class Module:
+    """
+    A compiled module.
+
+    This constructor compiles on the calling thread; it is for scripts, and for when
+    synchronous work is absolutely required. Otherwise use ``await asyncwasm.compile(source)``.
+    A module is immutable, usable from any thread and event loop, and pickles as its bytes.
+
+    Args:
+        source: A complete wasm binary, or the path of one.
+        engine: Engine to compile for; the process-wide default if omitted.
+    Raises:
+        CompileError: If *source* is not a valid module; `offset` tells where.
+        LargeModuleError: If it is above the guard's limit, and the guard is set to "error".
+        TypeError: If *source* is neither bytes-like nor a path.
+        ClosedResourceError: If the engine has been closed.
+    Spec: https://webassembly.github.io/spec/js-api/#dom-module-module
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_artifact")
+
+    _artifact: Artifact
+
+    def __init__(self, source: Source, /, *, engine: Engine | None = None) -> None:
+        binary = read_now(source)
+        chosen = engine_or_default(engine)
+        guard.check_module(len(binary), "Module()", "`await asyncwasm.compile(...)`")
+        self._artifact = chosen.compile_now(binary)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact) -> Module:
+        self = cls.__new__(cls)
+        self._artifact = artifact
+        return self
+
+    @property
+    def byte_length(self) -> int:
+        """Size of the binary in bytes."""
+        return len(self._artifact.binary)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the binary, in hexadecimal digits."""
+        return self._artifact.digest
+
+    @property
+    def tier(self) -> str:
+        """``"baseline"`` or ``"optimized"``: which compiler made the code for new instances."""
+        return "baseline" if self._artifact.engine.variant(False).baseline else "optimized"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that the module was compiled for."""
+        return self._artifact.engine
+
+    def exports(self) -> list[ExportDescriptor]:
+        """
+        Return what the module exports, in declaration order.
+
+        Returns:
+            A new list at each call.
+        Spec: https://webassembly.github.io/spec/js-api/#dom-module-exports
+        """
+        _check(self)
+        return [
+            ExportDescriptor(each.name, each.kind, each.type)
+            for each in self._artifact.info.exports
+        ]
+
+    def imports(self) -> list[ImportDescriptor]:
+        """
+        Return what the module imports, in declaration order.
+
+        Returns:
+            A new list at each call.
+        Spec: https://webassembly.github.io/spec/js-api/#dom-module-imports
+        """
+        _check(self)
+        return [
+            ImportDescriptor(each.module, each.name, each.kind, each.type)
+            for each in self._artifact.info.imports
+        ]
+
+    def custom_sections(self, name: str, /) -> list[bytes]:
+        """
+        Return the contents of the custom sections called *name*, in order.
+
+        Raises:
+            TypeError: If *name* is no str.
+        Spec: https://webassembly.github.io/spec/js-api/#dom-module-customsections
+        """
+        _check(self)
+        if not isinstance(name, str):
+            raise TypeError(f"expected a str, got {type(name).__name__}")
+        return custom_sections(self._artifact.binary, name)
+
+    def __repr__(self) -> str:
+        name = self._artifact.info.name
+        shown = "" if name is None else f" {name!r}"
+        return f"<asyncwasm.Module{shown} {self.byte_length:,} bytes {self.digest[:12]}>"
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (type(self), self._artifact.binary, self._artifact.engine.config)
+
+
+def _check(module: object) -> None:
+    if not isinstance(module, Module):
+        raise TypeError(f"expected a Module, got {type(module).__name__}")
+
+
+def _unpickle(cls: type[Module], binary: bytes, config: Any) -> Module:
+    engine = default_engine()
+    if engine.config != config:
+        engine = Engine(config)
+    return cls._from_artifact(engine.compile_now(binary))
+
+
+def engine_or_default(engine: Engine | None) -> Engine:
+    """Return *engine*, or the default one."""
+    if engine is None:
+        return default_engine()
+    if not isinstance(engine, Engine):
+        raise TypeError(f"expected an Engine, got {type(engine).__name__}")
+    return engine
+
+
+def builtin_names(builtins: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of builtin sets."""
+    if isinstance(builtins, str):
+        raise TypeError(f"expected a sequence of names for builtins, got {builtins!r}")
+    return tuple(builtins)

@@ -1,0 +1,77 @@
+"""
+What the objects of a store have in common: they are bound to it when they first meet it.
+
+Rule 1: binding is atomic. Whoever binds holds `binding`, and looks again under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from .._errors import LinkError
+from .._ffi.externs import Extern
+from .._runtime.store import Store, ambient
+
+binding = threading.RLock()
+
+
+class StoreObject:
+    """An object that lives in a store, or will."""
+
+    __slots__ = ("__weakref__", "_extern", "_store")
+
+    _store: Store | None
+    _extern: Extern | None
+
+    def _make(self, store: Store) -> Extern:
+        """Make the native object in *store*, which is bound."""
+        raise NotImplementedError
+
+    def _bind(self, store: Store) -> Extern:
+        """Return the native object in *store*, made now if there is none yet."""
+        extern = self._extern
+        if extern is None:
+            with binding:
+                if self._extern is None:
+                    if self._store is not None and self._store is not store:
+                        raise other_store(self)
+                    if not store.bound:
+                        store.bind(store.engine)
+                    self._store = store
+                    try:
+                        self._extern = self._make(store)
+                    except BaseException:
+                        self._store = None
+                        raise
+                    store.known[self._extern.key] = self
+                extern = self._extern
+        if self._store is not store:
+            raise other_store(self)
+        return extern
+
+    def _attach(self, store: Store, extern: Extern) -> Any:
+        """Become the object for *extern*, which exists."""
+        self._store = store
+        self._extern = extern
+        store.known[extern.key] = self
+        return self
+
+
+def other_store(value: object) -> LinkError:
+    """Return the error for an object that lives in another store."""
+    return LinkError(
+        f"{value!r} lives in another store; make both with the same one: "
+        "`with asyncwasm.Store() as store:`, or store=...",
+        expected="an object of the same store",
+        actual=value,
+    )
+
+
+def ambient_or(store: Store | None) -> Store | None:
+    """Return *store*, or the one whose ``with`` block this is in."""
+    if store is None:
+        return ambient.get()
+    if not isinstance(store, Store):
+        raise TypeError(f"expected a Store, got {type(store).__name__}")
+    return store

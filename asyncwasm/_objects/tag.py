@@ -1,0 +1,83 @@
+"""Tags, and the tag of Python exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .._ffi import externs
+from .._ffi.externs import Extern
+from .._runtime.store import Store
+from .._types import TagType
+from .storeobject import StoreObject, ambient_or
+
+
+class Tag(StoreObject):
+    """
+    The identity and the payload types of a kind of wasm exception.
+
+    Args:
+        parameters: Types of the values that an exception carries, or a `TagType`.
+        store: Store to bind to at once; otherwise it is bound when it is first linked.
+    Raises:
+        TypeError: If *parameters* are no value types.
+    Spec: https://webassembly.github.io/spec/js-api/#tags
+    """
+
+    __slots__ = ("__dict__", "_type")
+
+    def __init__(
+        self, parameters: Iterable[str] | TagType = (), *, store: Store | None = None
+    ) -> None:
+        self._type = parameters if isinstance(parameters, TagType) else TagType(parameters)
+        self._store = None
+        self._extern = None
+        chosen = ambient_or(store)
+        if chosen is not None:
+            self._bind(chosen)
+
+    @classmethod
+    def _from_extern(cls, store: Store, extern: Extern, type: TagType) -> Tag:
+        self = cls.__new__(cls)
+        self._type = type
+        self._attach(store, extern)
+        return self
+
+    def _make(self, store: Store) -> Extern:
+        with store.entered() as handle:
+            return externs.new_tag(handle, self._type)
+
+    @property
+    def type(self) -> TagType:
+        """Types of the values that an exception with the tag carries."""
+        return self._type
+
+    def __repr__(self) -> str:
+        return f"<asyncwasm.Tag ({', '.join(self._type.parameters)}) at 0x{id(self):x}>"
+
+    def __reduce__(self) -> Any:
+        return Tag, (self._type,)
+
+
+class _PythonTag(Tag):
+    """The tag of Python exceptions: one object, at home in every store."""
+
+    __slots__ = ()
+
+    def _bind(self, store: Store) -> Extern:
+        if not store.bound:
+            store.bind(store.engine)
+        with store.entered():
+            extern = store.python_tag
+        store.known[extern.key] = self
+        return extern
+
+    def __repr__(self) -> str:
+        return "asyncwasm.PYTHON_TAG"
+
+    def __reduce__(self) -> Any:
+        return "PYTHON_TAG"
+
+
+PYTHON_TAG: Tag = _PythonTag(["externref"])
+"""The tag of Python exceptions in wasm: the counterpart of ``WebAssembly.JSTag``."""

@@ -1,0 +1,113 @@
+"""How an engine compiles, and what a store may use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias
+
+Tier: TypeAlias = Literal["auto", "baseline", "optimized"]
+
+_TIERS = ("auto", "baseline", "optimized")
+_FEATURES = (
+    "simd",
+    "relaxed_simd",
+    "threads",
+    "tail_call",
+    "memory64",
+    "multi_memory",
+    "function_references",
+    "gc",
+    "exceptions",
+    "wide_arithmetic",
+    "custom_page_sizes",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """
+    Say how an engine compiles, and which proposals it accepts.
+
+    Args:
+        tier: ``"optimized"`` compiles with the optimizing compiler; ``"baseline"`` several
+            times faster, to slower code (x86-64 only, and not every proposal); ``"auto"``
+            leaves the choice to the engine, which at present always optimizes.
+        compile_threads: Threads that compile for awaiting callers; the number of processors
+            if omitted. The compiler's own helper threads come on top.
+        max_module_bytes: Size from which on a module is refused.
+        max_wasm_stack_bytes: Stack that guest frames may take before `StackOverflow`.
+        simd: And the others: proposals of WebAssembly, by their names.
+    Raises:
+        ValueError: If a number is not positive or the tier has no such name.
+    """
+
+    tier: Tier = "auto"
+    compile_threads: int | None = None
+    max_module_bytes: int = 1 << 30
+    max_wasm_stack_bytes: int = 512 << 10
+    simd: bool = True
+    relaxed_simd: bool = True
+    threads: bool = True
+    tail_call: bool = True
+    memory64: bool = True
+    multi_memory: bool = True
+    function_references: bool = True
+    gc: bool = True
+    exceptions: bool = True
+    wide_arithmetic: bool = False
+    custom_page_sizes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tier not in _TIERS:
+            raise ValueError(f"expected a tier of {', '.join(_TIERS)}, got {self.tier!r}")
+        for name in ("compile_threads", "max_module_bytes", "max_wasm_stack_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected a positive {name}, got {value}")
+
+    @property
+    def features(self) -> dict[str, bool]:
+        """The proposals and whether they are on."""
+        return {name: getattr(self, name) for name in _FEATURES}
+
+    @property
+    def threads_to_compile(self) -> int:
+        """The number of compile threads, the default filled in."""
+        return self.compile_threads or os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """
+    Bound what the guests of one store may take; what is omitted is unlimited.
+
+    Args:
+        memory_bytes: Size up to which each memory can grow. A guest that asks for more sees -1.
+        table_elements: Entries up to which each table can grow, likewise.
+        instances: Instances the store can hold.
+        tables: Tables the store can hold.
+        memories: Memories the store can hold.
+        fuel: Units of work before the guest is interrupted, about one an instruction. The same
+            program with the same input always takes the same amount.
+    Raises:
+        ValueError: If a number is negative.
+        TypeError: If a number is no int.
+    """
+
+    memory_bytes: int | None = None
+    table_elements: int | None = None
+    instances: int | None = None
+    tables: int | None = None
+    memories: int | None = None
+    fuel: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if not isinstance(value, int):
+                raise TypeError(f"expected an int for {field.name}, got {type(value).__name__}")
+            if not 0 <= value < 1 << 63:
+                raise ValueError(f"expected {field.name} of at least 0, got {value}")

@@ -1,0 +1,284 @@
+"""
+Operations: work in a store that can be polled, and the order in which it may run.
+
+Rule 1: no event loop here. Whoever drives an operation polls it until it is DONE, answers
+the guest's requests, and lets it go (`leave`) on every path.
+Rule 2: one activation at a time in a store, except on behalf of the one that runs: a lane
+holds one operation; each operation has a lane for those that its imports start.
+Rule 3: user code runs between polls only, so nobody is inside the native store while it runs.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from .._errors import Interrupted, InterruptReason
+from .._ffi.codec import Row
+from .._ffi.fiber import ARGUMENTS, Fiber
+from .._types import FunctionType
+
+if TYPE_CHECKING:
+    from .store import HostFunction, Store
+
+
+
+class HostCall:
+    """One run of a host function on behalf of an operation; what it starts inherits it."""
+
+    __slots__ = ("active", "operation")
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.active = True
+
+
+current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
+
+
+class State(enum.Enum):
+    """Why a poll returned."""
+
+    DONE = enum.auto()
+    IMPORT = enum.auto()
+    YIELDED = enum.auto()
+
+
+DONE, IMPORT, YIELDED = State.DONE, State.IMPORT, State.YIELDED
+
+
+class Waiter(Protocol):
+    """Somebody who waits for a turn."""
+
+    def wake(self) -> None: ...
+
+
+class Lane:
+    """Room for one operation, and those who wait for it, first come first served."""
+
+    __slots__ = ("current", "waiting")
+
+    def __init__(self) -> None:
+        self.current: Operation | None = None
+        self.waiting: deque[tuple[Operation, Waiter]] = deque()
+
+    def leave(self) -> None:
+        """Hand the room to the next in line."""
+        if self.waiting:
+            # Handed over before the waiter wakes, so that nobody can slip in between.
+            self.current, waiter = self.waiting.popleft()
+            waiter.wake()
+        else:
+            self.current = None
+
+
+class Operation:
+    """One activation of a store: a call or an instantiation."""
+
+    __slots__ = ("children", "fiber", "interrupted", "lane", "outer", "store", "yielded")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.outer = current.get()
+        self.children = Lane()
+        self.lane: Lane | None = None
+        self.fiber: Fiber | None = None
+        self.interrupted: InterruptReason | None = None
+        self.yielded = False
+
+    def enter(self) -> bool:
+        """Take the room in the store, and return whether it was free."""
+        self.store.entering(self)
+        lane = self.store.lane(self.outer)
+        self.lane = lane
+        if lane is not None:
+            if lane.current is not None:
+                return False
+            lane.current = self
+        return True
+
+    def enter_now(self) -> None:
+        """Take the room in the store, or raise BusyResourceError."""
+        if not self.enter():
+            self.lane = None
+            self.store.left(self)
+            raise self.store.busy()
+
+    def start(self) -> Fiber:
+        """Give the fiber something to do. The caller is in the store."""
+        raise NotImplementedError
+
+    def poll(self) -> State:
+        """Run the guest on this thread until it is done, asks for something, or yields."""
+        store = self.store
+        reason = self.interrupted
+        if reason is not None:
+            raise Interrupted(reason)
+        handle = store.inside(self)
+        try:
+            store.prepare_fiber()
+            fiber = self.fiber
+            if fiber is None or not fiber.future:
+                fiber = self.start()
+            done = fiber.poll(bool(store.hosts))
+        finally:
+            handle.release()
+        if done:
+            return DONE
+        return YIELDED if fiber.request is None else IMPORT
+
+    @property
+    def host(self) -> HostFunction:
+        """The host function that the guest has called."""
+        assert self.fiber is not None and self.fiber.request is not None
+        return self.store.hosts[self.fiber.request.host]
+
+    def arguments(self) -> Sequence[Any]:
+        """Return the arguments of the guest's request."""
+        assert self.fiber is not None and self.fiber.request is not None
+        row = self.host.parameters
+        if not row.types:
+            return ()
+        if row.numeric:
+            return self.fiber.request.unpack(row)
+        store = self.store
+        handle = store.inside(self)
+        try:
+            return store.references.read_row(len(row.types), self.fiber.request.arguments)
+        finally:
+            handle.release()
+
+    def answer(self, value: Any) -> None:
+        """Give the guest the result of its request, or raise what is wrong with *value*."""
+        assert self.fiber is not None and self.fiber.request is not None
+        host = self.host
+        row = host.results
+        if row.types:
+            values = host.result_values(value)
+            if row.numeric:
+                self.fiber.request.pack(row, values)
+            else:
+                store = self.store
+                address = self.fiber.request.results
+                prepared = store.references.prepare_row(row, values, host.concrete_results)
+                handle = store.inside(self)
+                try:
+                    store.references.write_row(row, address, prepared, host.concrete_results)
+                finally:
+                    handle.release()
+        self.fiber.resume()
+
+    def throw(self, exc: Exception) -> None:
+        """Raise *exc* in the guest, as the answer to its request."""
+        assert self.fiber is not None and self.fiber.request is not None
+        handle = self.store.inside(self)
+        try:
+            trap = self.store.throw(exc)
+        finally:
+            handle.release()
+        self.fiber.request.fail(trap)
+        self.fiber.resume()
+
+    def result(self) -> Any:
+        """Return what the finished operation has made, or raise what ended it."""
+        raise NotImplementedError
+
+    def outcome(self) -> None:
+        """Raise what ended the finished fiber, if it failed."""
+        assert self.fiber is not None
+        trap, error = self.fiber.outcome()
+        if trap or error:
+            raise self.store.failure(error, trap, self.describe())
+
+    def describe(self) -> str:
+        """Say what the operation does, for notes and logs."""
+        raise NotImplementedError
+
+    def interrupt(self, reason: InterruptReason) -> None:
+        """Stop the guest at its next poll."""
+        self.interrupted = reason
+
+    def leave(self) -> None:
+        """Unwind the guest if it has not finished, and give the room to the next."""
+        lane, self.lane = self.lane, None
+        fiber, self.fiber = self.fiber, None
+        if fiber is not None:
+            self.store.drop_fiber(fiber, self.release_values(fiber))
+        if lane is not None:
+            lane.leave()
+        self.store.left(self)
+
+    def release_values(self, fiber: Fiber) -> tuple[int, int] | None:
+        """Return address and count of the roots to free, if any."""
+        return None
+
+
+class Call(Operation):
+    """A call of a function on a fiber."""
+
+    __slots__ = ("_arguments", "_concrete", "_name", "_parameters", "_raw", "_results")
+
+    def __init__(
+        self,
+        store: Store,
+        raw: tuple[int, int],
+        name: str,
+        parameters: Row,
+        results: Row,
+        arguments: Sequence[Any],
+        concrete: Sequence[int],
+    ) -> None:
+        super().__init__(store)
+        self._raw = raw
+        self._name = name
+        self._parameters = parameters
+        self._results = results
+        self._arguments = arguments
+        self._concrete = concrete
+        self.fiber = Fiber(store.handle, parameters.val_bytes + results.val_bytes)
+        if parameters.numeric:  # converted here, because that runs the user's code
+            parameters.pack(self.fiber.memory, ARGUMENTS, arguments)
+
+    def start(self) -> Fiber:
+        fiber, parameters = self.fiber, self._parameters
+        assert fiber is not None
+        if not parameters.numeric:
+            self.store.references.write_row(
+                parameters, fiber.address + ARGUMENTS, self._arguments, self._concrete
+            )
+        fiber.start_call(self._raw, len(parameters.types), len(self._results.types))
+        return fiber
+
+    def result(self) -> Any:
+        self.outcome()
+        fiber, results = self.fiber, self._results
+        assert fiber is not None
+        if not results.types:
+            return None
+        offset = ARGUMENTS + self._parameters.val_bytes
+        values: Sequence[Any]
+        if results.numeric:
+            values = results.unpack(fiber.memory, offset)
+        else:
+            handle = self.store.inside(self)
+            try:
+                values = self.store.references.read_row(
+                    len(results.types), fiber.address + offset
+                )
+            finally:
+                handle.release()
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def release_values(self, fiber: Fiber) -> tuple[int, int] | None:
+        if self._parameters.numeric and self._results.numeric:
+            return None
+        count = len(self._parameters.types) + len(self._results.types)
+        return fiber.address + ARGUMENTS, count
+
+    def describe(self) -> str:
+        return f"function {self._name!r}"

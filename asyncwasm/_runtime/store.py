@@ -1,0 +1,514 @@
+"""
+Store: what guests share, who may enter, and what is alive in it.
+
+Rule 1: the native store is made when the first module or object is bound to it, because only
+then its variant is known.
+Rule 2: the store owns everything that its guests can reach (host functions, host values), by
+plain Python references, so that a cycle through guest and host is collected as a whole.
+Rule 3: identity is cached here: one Python object for one wasm object, as long as it lives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import Any
+
+import anyio
+
+from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
+from .._ffi import errors, externs
+from .._ffi.codec import Row, row
+from .._ffi.externs import Extern, Root
+from .._ffi.fiber import Fiber
+from .._ffi.handles import Handle, StoreHandle
+from .._ffi.library import lib
+from .._ffi.linking import Linker
+from .._ffi.references import References, drain, pending_drops, unroot
+from .._ffi.types import function_type as native_function_type
+from .._types import FunctionType, TagType
+from .config import Limits
+from .engine import Engine, Variant, default_engine
+from .operation import HostCall, Lane, Operation, current
+
+_FAR = 1 << 60  # ticks: 36 million years
+_NEAR = 1
+
+ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
+
+
+class HostFunction:
+    """A Python callable that guests of one store can call."""
+
+    __slots__ = ("callable", "concrete_results", "name", "parameters", "results", "suspending")
+
+    def __init__(
+        self,
+        callable: Callable[..., Any],
+        type: FunctionType,
+        suspending: bool,
+        name: str,
+        concrete_results: Sequence[int] = (),
+    ) -> None:
+        self.callable = callable
+        self.parameters: Row = row(type.parameters)
+        self.results: Row = row(type.results)
+        self.suspending = suspending
+        self.name = name
+        self.concrete_results = concrete_results
+
+    def result_values(self, value: Any) -> Sequence[Any]:
+        """Return *value* as one value a result type."""
+        wanted = len(self.results.types)
+        if wanted == 1:
+            return (value,)
+        try:
+            values = tuple(value)
+        except TypeError:
+            raise TypeError(
+                f"{self.name} has {wanted} results, so it must return an iterable, "
+                f"got {type(value).__name__}"
+            ) from None
+        if len(values) != wanted:
+            raise TypeError(f"{self.name} has {wanted} results, got {len(values)}")
+        return values
+
+    def checked(self, value: Any) -> Any:
+        """Return the result of a function that is not suspending; a coroutine is an error."""
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError(
+                f"{self.name} returned a coroutine; wrap the callable with asyncwasm.Suspending, "
+                "or define it with `async def`"
+            )
+        return value
+
+
+class Store:
+    """
+    Hold what a group of instances shares, and free it when closed.
+
+    Every `instantiate` makes a store of its own unless it is told otherwise or its imports
+    already live in one. Use a store when objects are to be shared; inside of
+    ``with asyncwasm.Store() as store:`` whatever is made goes there.
+
+    Args:
+        engine: Engine that its modules are compiled for; theirs if omitted.
+        limits: What its guests may take; unlimited if omitted.
+        interleave: Whether suspended calls may interleave, as they do in JS. Only for guests
+            that keep no stack of their own in linear memory: what C and Rust compile to does.
+    Raises:
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine | None = None,
+        limits: Limits | None = None,
+        interleave: bool = False,
+    ) -> None:
+        if engine is not None and not isinstance(engine, Engine):
+            raise TypeError(f"expected an Engine, got {type(engine).__name__}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"expected Limits, got {type(limits).__name__}")
+        self._engine = engine
+        self._limits = limits or Limits()
+        self._interleave = bool(interleave)
+        self._closed = False
+        self._token: Token[Store | None] | None = None
+        self._native: StoreHandle | None = None
+        self._variant: Variant | None = None
+        self._bind_lock = threading.RLock()
+        self._references: References | None = None
+        self._python_tag: Extern | None = None
+        self._near = False
+        self._asynchronous = False
+        self._operations: dict[Operation, None] = {}
+        self.root = Lane()
+        self.hosts: list[HostFunction] = []
+        # what is known by its native name; functions by what they are
+        self.known: weakref.WeakValueDictionary[tuple[Any, ...], Any] = (
+            weakref.WeakValueDictionary()
+        )
+
+    # life
+
+    def close(self) -> None:
+        """
+        Free the store and everything in it; idempotent, and safe at any moment.
+
+        A call that is suspended or runs on another thread ends with `Interrupted`. Views of a
+        memory stay readable as long as they live.
+        """
+        self._closed = True
+        for operation in list(self._operations):
+            operation.interrupt("closed")
+        if self._native is not None:
+            self._native.detour = True
+            self._native.close()
+
+    def __enter__(self) -> Store:
+        self._check_open()
+        self._token = ambient.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._token is not None:
+            ambient.reset(self._token)
+            self._token = None
+        self.close()
+
+    async def __aenter__(self) -> Store:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.__exit__()
+
+    def __repr__(self) -> str:
+        return f"<asyncwasm.Store at 0x{id(self):x}{' closed' * self._closed}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store has been closed."""
+        return self._closed
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that the store's modules are compiled for."""
+        if self._engine is None:
+            self._engine = default_engine()
+        return self._engine
+
+    @property
+    def limits(self) -> Limits:
+        """What guests may take."""
+        return self._limits
+
+    @property
+    def interleave(self) -> bool:
+        """Whether suspended calls may interleave."""
+        return self._interleave
+
+    @property
+    def fuel(self) -> int | None:
+        """Fuel that is left, None if the store has no fuel limit; set it to give more."""
+        if self._limits.fuel is None:
+            return None
+        if self._native is None:
+            return self._limits.fuel
+        amount = externs.ctypes.c_uint64()
+        with self.entered() as handle:
+            errors.check(
+                lib.wasmtime_context_get_fuel(handle.context, externs.ctypes.byref(amount)),
+                RangeError,
+            )
+        return amount.value
+
+    @fuel.setter
+    def fuel(self, amount: int) -> None:
+        if self._limits.fuel is None:
+            raise ValueError("the store counts no fuel; make it with Limits(fuel=...)")
+        if not isinstance(amount, int) or isinstance(amount, bool):
+            raise TypeError(f"expected an int of fuel, got {type(amount).__name__}")
+        if not 0 <= amount < 1 << 63:
+            raise ValueError(f"expected fuel of at least 0, got {amount}")
+        self.bind(self.engine)
+        with self.entered() as handle:
+            errors.check(lib.wasmtime_context_set_fuel(handle.context, amount), RangeError)
+
+    # entering
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError("the store has been closed")
+
+    def bind(self, engine: Engine) -> StoreHandle:
+        """Make the native store for modules of *engine*, if there is none yet."""
+        self._check_open()
+        if self._native is not None:
+            if self._engine is not engine:
+                raise LinkError(
+                    "the module was compiled for another engine than the store's; "
+                    "compile it with engine=store.engine"
+                )
+            return self._native
+        with self._bind_lock:
+            if self._native is None:
+                if self._engine is None:
+                    self._engine = engine
+                elif self._engine is not engine:
+                    raise LinkError(
+                        "the module was compiled for another engine than the store's; "
+                        "compile it with engine=store.engine"
+                    )
+                limits = self._limits
+                self._variant = engine.variant(limits.fuel is not None)
+                handle = StoreHandle(engine.native(self._variant))
+                lib.wasmtime_context_set_epoch_deadline(handle.context, _FAR)
+                lib.wasmtime_store_limiter(
+                    handle.pointer,
+                    *(
+                        -1 if value is None else value
+                        for value in (
+                            limits.memory_bytes,
+                            min(limits.table_elements or _MAX_TABLE, _MAX_TABLE)
+                            if limits.table_elements != 0
+                            else 0,
+                            limits.instances,
+                            limits.tables,
+                            limits.memories,
+                        )
+                    ),
+                )
+                if limits.fuel is not None:
+                    lib.wasmtime_context_set_fuel(handle.context, limits.fuel)
+                self._references = References(handle, self)
+                self._native = handle
+        assert self._native is not None
+        return self._native
+
+    @property
+    def variant(self) -> Variant:
+        """What code the store runs; it is bound."""
+        assert self._variant is not None
+        return self._variant
+
+    @property
+    def handle(self) -> StoreHandle:
+        """The native store; it is bound."""
+        assert self._native is not None
+        return self._native
+
+    @property
+    def references(self) -> References:
+        """The store's host values; it is bound."""
+        assert self._references is not None
+        return self._references
+
+    @property
+    def bound(self) -> bool:
+        """Whether the native store has been made."""
+        return self._native is not None
+
+    def inside(self, operation: Operation | None = None) -> StoreHandle:
+        """Enter the native store; the caller leaves with ``handle.release()``."""
+        handle = self._native
+        if handle is None or self._closed:
+            raise self._unavailable(operation)
+        if not handle.lock.acquire(False):
+            raise self._unavailable(operation)
+        if handle.closing or not handle.ours:
+            handle.release()
+            raise self._unavailable(operation)
+        return handle
+
+    @contextmanager
+    def entered(self) -> Iterator[StoreHandle]:
+        """Be inside the native store for a block."""
+        handle = self.inside()
+        try:
+            yield handle
+        finally:
+            handle.release()
+
+    def _unavailable(self, operation: Operation | None) -> Exception:
+        if self._native is not None and not self._native.ours:
+            return anyio.ClosedResourceError(
+                "the store belongs to the parent process; instantiate the module again"
+            )
+        if self._closed:
+            if operation is not None:
+                return Interrupted("closed")
+            return anyio.ClosedResourceError("the store has been closed")
+        return anyio.BusyResourceError("using this store: another thread runs its guest")
+
+    def busy(self) -> Exception:
+        """Return the error for a call that cannot wait for its turn."""
+        return anyio.BusyResourceError(
+            "calling synchronously into this store: another call is suspended in it; await "
+            "call_async instead, or use Store(interleave=True)"
+        )
+
+    def lane(self, outer: HostCall | None) -> Lane | None:
+        """Return the room that a call made on behalf of *outer* needs; None: it needs none."""
+        if self._interleave:
+            return None
+        while outer is not None:
+            if outer.active and outer.operation.store is self:
+                return outer.operation.children
+            outer = outer.operation.outer
+        return self.root
+
+    def check_turn(self) -> None:
+        """Raise BusyResourceError unless the caller may run something right now."""
+        lane = self.lane(current.get())
+        if lane is not None and lane.current is not None:
+            raise self.busy()
+
+    # what operations need
+
+    def entering(self, operation: Operation) -> None:
+        """Note that *operation* is alive."""
+        self._operations[operation] = None
+        if self._native is not None:
+            self._native.detour = True
+
+    def left(self, operation: Operation) -> None:
+        """Note that *operation* is over."""
+        self._operations.pop(operation, None)
+        if pending_drops():
+            drain()
+
+    def prepare_fiber(self) -> None:
+        """Set the clock so that the guest yields at the next tick. The caller is inside."""
+        assert self._native is not None
+        if not self._asynchronous:
+            self._asynchronous = True
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(
+                self._native.context, _NEAR
+            )
+        if not self._near:
+            self._near = True
+            lib.wasmtime_context_set_epoch_deadline(self._native.context, _NEAR)
+        self.engine.ticker.need()
+
+    def prepare_direct(self) -> None:
+        """Set the clock so that the guest never yields. The caller is inside."""
+        assert self._native is not None
+        if self._near:
+            self._near = False
+            lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
+        if not self._operations and not self.hosts:
+            self._native.detour = False
+
+    @property
+    def direct(self) -> bool:
+        """Whether no guest of the store can reach a host function."""
+        return not self.hosts
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the native store insists on fibers."""
+        return self._asynchronous or bool(self.hosts)
+
+    def drop_fiber(self, fiber: Fiber, values: tuple[int, int] | None) -> None:
+        """Unwind and free a fiber, and the roots it was given."""
+        handle = self._native
+        assert handle is not None
+        if not handle.lock.acquire(False):
+            return  # closed: the store has deleted its futures
+        try:
+            fiber.delete()
+            if values is not None and handle.open:
+                unroot(*values)
+        finally:
+            handle.release()
+
+    # host functions
+
+    def add_host(self, host: HostFunction) -> int:
+        """Give *host* a number."""
+        self.hosts.append(host)
+        self.handle.detour = True
+        return len(self.hosts) - 1
+
+    def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
+        """Make *host* a function of the store, and return it raw."""
+        with self._bind_lock, self.entered() as handle:
+            native: Handle = native_function_type(handle.engine, type)
+            linker = Linker(handle)
+            linker.define_host("", "", native, self.add_host(host))
+            return linker.get("", "").raw
+
+    # functions as references; the classes live above, and say here how they are made
+
+    function_class: type[Any]
+    function_maker: staticmethod[[Store, tuple[int, int], FunctionType], Any]
+    exception_maker: staticmethod[[Store, Extern, list[Any], Root], BaseException]
+
+    def is_function(self, value: object) -> bool:
+        return isinstance(value, self.function_class)
+
+    def function_to_raw(self, function: Any) -> tuple[int, int]:
+        raw: tuple[int, int] = function._raw_in(self)
+        return raw
+
+    def function_from_raw(self, raw: tuple[int, int]) -> Any:
+        identity = externs.function_identity(raw)
+        known = self.known.get(identity)
+        if known is None:
+            known = self.function_maker(self, raw, externs.function_type(self.handle, raw))
+            self.known[identity] = known
+        return known
+
+    # exceptions
+
+    @property
+    def python_tag(self) -> Extern:
+        """The store's own tag for Python exceptions. The caller is inside."""
+        if self._python_tag is None:
+            self._python_tag = externs.new_tag(self.handle, TagType(["externref"]))
+        return self._python_tag
+
+    def throw(self, exc: Exception) -> int:
+        """Make *exc* pending as a wasm exception, and return the trap. The caller is inside."""
+        thrower = getattr(exc, "_throw_in", None)
+        if thrower is not None:
+            trap: int | None = thrower(self)
+            if trap is not None:
+                return trap
+        return externs.throw(
+            self.handle, self.references, self.python_tag, TagType(["externref"]), [exc]
+        )
+
+    def failure(
+        self, error: int, trap: int, what: str, kind: type[WasmError] | None = None
+    ) -> BaseException:
+        """Return the exception for what a fiber or a call failed with."""
+        if trap:
+            return self._noticed(errors.take_trap(trap), what)
+        text = errors.take_error(error)
+        handle = self.inside()
+        try:
+            taken = externs.take_exception(handle, self.references)
+            if taken is not None:
+                tag, fields, root = taken
+                exc = self._thrown(tag, fields, root)
+                if text.frames:
+                    exc.add_note("wasm backtrace:\n" + "\n".join(f"  {f}" for f in text.frames))
+                return exc
+        finally:
+            handle.release()
+        if kind is not None:
+            return kind(text.message)
+        if "type mismatch" in text.message or "argument" in text.message:
+            return TypeError(f"{what}: {text.message}")
+        return self._noticed(Trap(text.message, None, text.frames), what)
+
+    def _noticed(self, exc: Trap, what: str) -> Trap:
+        from .. import _log
+
+        _log.event(
+            "guest_trapped",
+            what=what,
+            code=None if exc.code is None else exc.code.name,
+            stack_overflow=isinstance(exc, StackOverflow),
+        )
+        return exc
+
+    def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
+        if (
+            self._python_tag is not None
+            and tag.key == self._python_tag.key
+            and isinstance(fields[0], BaseException)
+        ):
+            return fields[0]
+        return self.exception_maker(self, tag, fields, root)
+
+
+_MAX_TABLE = 10_000_000  # entries, the JS API's limit

@@ -1,0 +1,59 @@
+"""What every test relies on: loops, leak checks, small modules."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import asyncwasm as aw
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--core-suite", default=None, help="test/core of WebAssembly/spec")
+
+
+def _new_eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+    return loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test that asks for it on each loop this interpreter has."""
+    factories: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("every_loop") is None:
+        return factories
+    if sys.version_info >= (3, 12):
+        factories["eager"] = _new_eager_loop
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(autouse=True)
+def _guard_defaults() -> Iterator[None]:
+    """Give each test the guard's defaults."""
+    aw.configure_sync_guard()
+    yield
+    aw.configure_sync_guard()
+
+
+@pytest.fixture
+def our_threads() -> Callable[[], list[str]]:
+    """Return the names of the package's threads."""
+
+    def names() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("asyncwasm")]
+
+    return names
