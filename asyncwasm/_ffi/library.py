@@ -67,7 +67,6 @@ PROTOTYPES = {
     "wasmtime_anyref_from_raw": "v p I p",
     "wasmtime_anyref_i31_get_s": "b p p p",
     "wasmtime_anyref_is_array": "b p p",
-    "wasmtime_anyref_is_i31": "b p p",
     "wasmtime_anyref_is_struct": "b p p",
     "wasmtime_anyref_to_raw": "I p p",
     "wasmtime_call_future_delete": "v p",

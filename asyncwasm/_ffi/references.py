@@ -251,7 +251,8 @@ class References:
             lib.wasmtime_anyref_is_struct(context, payload)
             or lib.wasmtime_anyref_is_array(context, payload)
         ):
-            if lib.wasmtime_anyref_is_i31(context, payload):
+            # `wasmtime_anyref_is_i31` says yes to every object; the tag bit does not lie.
+            if raw & 1:
                 number = ctypes.c_int32()
                 lib.wasmtime_anyref_i31_get_s(context, payload, ctypes.byref(number))
                 return number.value

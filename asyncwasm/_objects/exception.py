@@ -26,7 +26,7 @@ class WasmException(WasmError):
     Spec: https://webassembly.github.io/spec/js-api/#runtime-exceptions
     """
 
-    def __init__(self, tag: Tag, payload: Iterable[Any] = ()) -> None:
+    def __init__(self, tag: Tag, payload: Iterable[Any]) -> None:
         if not isinstance(tag, Tag):
             raise TypeError(f"expected a Tag, got {type(tag).__name__}")
         if tag is PYTHON_TAG:

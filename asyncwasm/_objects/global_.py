@@ -12,8 +12,6 @@ from .._types import GlobalType, ValueType
 from .storeobject import StoreObject, ambient_or
 from .value import check_value, default_value, store_of
 
-_MISSING: Any = object()
-
 
 class ImmutableGlobalError(AttributeError, TypeError):
     """A constant global was given a value."""
@@ -25,7 +23,7 @@ class Global(StoreObject):
 
     Args:
         type: Type of the value, such as ``"i32"``, or a `GlobalType`.
-        value: Its first value; the type's default if omitted.
+        value: Its first value; the type's default if omitted or None.
         mutable: Whether it can change.
         store: Store to bind to at once; otherwise it is bound when it is first linked.
     Raises:
@@ -39,7 +37,7 @@ class Global(StoreObject):
     def __init__(
         self,
         type: str | GlobalType,
-        value: Any = _MISSING,
+        value: Any = None,
         *,
         mutable: bool = False,
         store: Store | None = None,
@@ -50,7 +48,7 @@ class Global(StoreObject):
             raise TypeError(f"values of {type.value} cannot cross to the host")
         self._setup(type)
         chosen = ambient_or(store)
-        if value is _MISSING:
+        if value is None:
             self._kept = default_value(type.value)
         else:
             self._kept = check_value(type.value, value)

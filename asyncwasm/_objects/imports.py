@@ -126,8 +126,6 @@ def _global(declared: Import, value: Any) -> Any:
         raise link_error(declared, expected, _named(value), "; use asyncwasm.Global(...)")
     if value is _MISSING:
         raise link_error(declared, expected, value)
-    if type.value in ("i32", "i64", "f32", "f64") and isinstance(value, bool):
-        raise link_error(declared, expected, _named(value))
     try:
         return check_value(type.value, value)
     except (TypeError, OverflowError) as exc:

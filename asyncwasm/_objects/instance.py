@@ -22,7 +22,7 @@ from .global_ import Global
 from .imports import choose_store, definitions, read_imports
 from .memory import Memory
 from .module import Module
-from .storeobject import ambient_or
+from .storeobject import StoreObject, ambient_or
 from .table import Table
 from .tag import PYTHON_TAG, Tag
 
@@ -95,7 +95,7 @@ class Exports(Mapping[str, Any]):
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
-    __slots__ = ("module", "operation", "owned", "store")
+    __slots__ = ("module", "operation", "owned", "shared", "store")
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class Preparation:
             return Store(engine=artifact.engine, limits=limits)
 
         self.module = module
+        self.shared = any(isinstance(value, StoreObject) for value in values)
         self.store, self.owned = choose_store(artifact, values, explicit, make)
         if limits is not None and not self.owned and limits != self.store.limits:
             raise LinkError(
@@ -136,8 +137,8 @@ class Preparation:
         self.module._artifact.native(self.store.variant)
 
     def failed(self) -> None:
-        """Clean up after an instantiation that has failed."""
-        if self.owned:
+        """Clean up after an instantiation that has failed; what the host made lives on."""
+        if self.owned and not self.shared:
             self.store.close()
 
 

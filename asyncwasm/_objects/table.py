@@ -28,7 +28,7 @@ class Table(StoreObject):
         element: Type of the entries, such as ``"anyfunc"`` or ``"externref"``, or a `TableType`.
         initial: Number of entries.
         maximum: Entries it may grow to.
-        value: What fills it; the type's default if omitted.
+        value: What fills it; null if omitted or None.
         address: ``"i32"`` or ``"i64"``.
         store: Store to bind to at once; otherwise it is bound when it is first linked.
     Raises:
@@ -44,7 +44,7 @@ class Table(StoreObject):
         element: str | TableType,
         initial: int = _MISSING,
         maximum: int | None = None,
-        value: Any = _MISSING,
+        value: Any = None,
         *,
         address: AddressName = "i32",
         store: Store | None = None,
@@ -71,7 +71,7 @@ class Table(StoreObject):
             raise RangeError(f"initial of {minimum} entries is above the limit of {MAX_ENTRIES}")
         self._setup(TableType(kind, minimum, maximum, address))
         chosen = ambient_or(store)
-        if value is _MISSING:
+        if value is None:
             fill = default_value(kind)
         else:
             fill = check_value(kind, value)
@@ -102,7 +102,9 @@ class Table(StoreObject):
         prepared = [references.prepare(self._type.element, entry) for entry in entries]
         fill = prepared[0] if prepared else default_value(self._type.element)
         with store.entered() as handle:
-            extern = externs.new_table(handle, references, self._type, fill)
+            own = self._type
+            now = TableType(own.element, len(entries), own.maximum, own.address)
+            extern = externs.new_table(handle, references, now, fill)
             for index in range(1, len(entries)):
                 if entries[index] is not entries[0]:
                     externs.table_set(

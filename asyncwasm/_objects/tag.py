@@ -27,7 +27,7 @@ class Tag(StoreObject):
     __slots__ = ("__dict__", "_type")
 
     def __init__(
-        self, parameters: Iterable[str] | TagType = (), *, store: Store | None = None
+        self, parameters: Iterable[str] | TagType, *, store: Store | None = None
     ) -> None:
         self._type = parameters if isinstance(parameters, TagType) else TagType(parameters)
         self._store = None

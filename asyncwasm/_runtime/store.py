@@ -470,20 +470,16 @@ class Store:
         self, error: int, trap: int, what: str, kind: type[WasmError] | None = None
     ) -> BaseException:
         """Return the exception for what a fiber or a call failed with."""
+        # A thrown exception arrives as an error from a fiber, as a trap from a direct call.
+        thrown = self._take_thrown()
+        if thrown is not None:
+            frames = errors.take_trap(trap).frames if trap else errors.take_error(error).frames
+            if frames:
+                thrown.add_note("wasm backtrace:\n" + "\n".join(f"  {each}" for each in frames))
+            return thrown
         if trap:
             return self._noticed(errors.take_trap(trap), what)
         text = errors.take_error(error)
-        handle = self.inside()
-        try:
-            taken = externs.take_exception(handle, self.references)
-            if taken is not None:
-                tag, fields, root = taken
-                exc = self._thrown(tag, fields, root)
-                if text.frames:
-                    exc.add_note("wasm backtrace:\n" + "\n".join(f"  {f}" for f in text.frames))
-                return exc
-        finally:
-            handle.release()
         if kind is not None:
             return kind(text.message)
         if "type mismatch" in text.message or "argument" in text.message:
@@ -500,6 +496,14 @@ class Store:
             stack_overflow=isinstance(exc, StackOverflow),
         )
         return exc
+
+    def _take_thrown(self) -> BaseException | None:
+        handle = self.inside()
+        try:
+            taken = externs.take_exception(handle, self.references)
+            return None if taken is None else self._thrown(*taken)
+        finally:
+            handle.release()
 
     def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
         if (

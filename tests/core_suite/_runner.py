@@ -366,7 +366,7 @@ def run_script(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", aw.LargeModuleWarning)
         warnings.simplefilter("ignore", aw.BlockingCallWarning)
-        engine = aw.Engine(aw.EngineConfig(tier=tier or "auto", cache=None))
+        engine = aw.Engine(aw.EngineConfig(tier=tier or "auto"))
         stack.callback(engine.close)
         store = aw.Store(engine=engine)
         stack.callback(store.close)
