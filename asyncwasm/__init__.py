@@ -9,7 +9,9 @@ The WebAssembly JavaScript API for async Python.
 from __future__ import annotations
 
 from ._api import compile as compile
+from ._api import compile_streaming as compile_streaming
 from ._api import instantiate as instantiate
+from ._api import instantiate_streaming as instantiate_streaming
 from ._api import validate as validate
 from ._api import wat2wasm as wat2wasm
 from ._driver.compiling import Instantiated as Instantiated
@@ -95,8 +97,10 @@ __all__ = (
     "WasmError",
     "WasmException",
     "compile",
+    "compile_streaming",
     "configure_sync_guard",
     "instantiate",
+    "instantiate_streaming",
     "promising",
     "validate",
     "wat2wasm",

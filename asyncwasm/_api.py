@@ -13,6 +13,7 @@ from ._driver.compiling import (
     instantiate_prepared,
     instantiate_source,
 )
+from ._driver.streaming import StreamingSource, compile_streamed, instantiate_streamed
 from ._ffi import compiling
 from ._objects.conversions import Source, read_now, source_reader
 from ._objects.instance import Instance, Preparation
@@ -120,6 +121,87 @@ def instantiate(
         return instantiate_source(
             engine_or_default(chosen), *source_reader(source), imports, store, limits
         )
+
+    return at_await(begin)
+
+
+def compile_streaming(
+    source: StreamingSource, /, *, engine: Engine | None = None
+) -> Coroutine[Any, Any, Module]:
+    """
+    Compile the body of an HTTP response and return a module.
+
+    The response must have a status from 200 to 299 and the type ``application/wasm``, without
+    parameters; otherwise its body is left unread. The body is read on the event loop and
+    compiled as by `compile` when it is complete.
+
+    Args:
+        source: A response of httpx or aiohttp, or an awaitable of one, which is closed when it
+            has been read; one that is given as such is not. Or an async iterable of bytes.
+        engine: Engine to compile for; the process-wide default if omitted.
+    Returns:
+        The module.
+    Raises:
+        CompileError: If the body is not a valid module, or larger than the engine takes.
+        TypeError: If *source* is nothing of the kind; if the status (then there is an attribute
+            `status`) or the type of the response is another, or its body has been consumed; if
+            a chunk is not bytes-like.
+        ClosedResourceError: If the engine has been closed.
+        Exception: Whatever *source* raises, unchanged.
+    Cancellation: Reading ends at once, with the body consumed in part; for compiling, as with
+        `compile`. A response that was awaited is closed first, within seconds.
+    Example:
+        async with httpx.AsyncClient() as client:
+            module = await asyncwasm.compile_streaming(client.get(url))
+    Spec: https://webassembly.github.io/spec/web-api/#dom-webassembly-compilestreaming
+    """
+
+    def begin() -> Coroutine[Any, Any, Module]:
+        return compile_streamed(engine_or_default(engine), source)
+
+    return at_await(begin)
+
+
+def instantiate_streaming(
+    source: StreamingSource,
+    imports: Any = None,
+    /,
+    *,
+    store: Store | None = None,
+    limits: Limits | None = None,
+    engine: Engine | None = None,
+) -> Coroutine[Any, Any, Instantiated]:
+    """
+    Compile the body of an HTTP response and instantiate the module.
+
+    The start function may await imports, and does not hold the event loop.
+
+    Args:
+        source: A response, an awaitable of one, or an async iterable of bytes, treated as by
+            `compile_streaming`.
+        imports: A mapping (or object) of mappings (or objects) with what the module imports,
+            read when the module has been compiled.
+        store: Store to instantiate in; that of the imports, or a new one, if omitted.
+        limits: What the guest may take, for a new store.
+        engine: Engine to compile for; that of *store*, or the process-wide default, if omitted.
+    Returns:
+        ``Instantiated(module, instance)``.
+    Raises:
+        CompileError: If the body is not a valid module, or larger than the engine takes.
+        TypeError: As by `compile_streaming`, or if *imports* has the wrong shape.
+        LinkError: If an import is missing, has the wrong type, or lives in another store.
+        Trap: If the start function traps, or a segment does not fit.
+        ClosedResourceError: If the engine or the store has been closed.
+        Exception: Whatever *source* raises, unchanged.
+    Cancellation: As with `compile_streaming` and `instantiate`; there is no instance then.
+    Spec: https://webassembly.github.io/spec/web-api/#dom-webassembly-instantiatestreaming
+    """
+
+    def begin() -> Coroutine[Any, Any, Instantiated]:
+        chosen = engine
+        if chosen is None and store is not None:
+            chosen = store.engine
+        return instantiate_streamed(engine_or_default(chosen), source, imports, store, limits)
 
     return at_await(begin)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from asyncwasm._types import (
+from ._types import (
     AddressName,
     ExternType,
     FunctionType,
@@ -564,3 +564,20 @@ def _unsigned(value: int) -> bytes:
 
 def _sized(content: bytes) -> bytes:
     return _unsigned(len(content)) + content
+
+
+def table_module(type: TableType) -> bytes:
+    """Return a module that exports, as ``""``, a table of *type* filled with null."""
+    codes = {heap: code for code, heap in _HEAPS.items()}
+    element = type.element
+    if element.heap not in codes or not element.nullable:
+        raise ValueError(f"a table of {element} cannot be made by itself")
+    flags = (_WIDE if type.address == "i64" else 0) | (type.maximum is not None and _MAXIMUM)
+    limits = bytes([flags]) + _unsigned(type.minimum)
+    if type.maximum is not None:
+        limits += _unsigned(type.maximum)
+    table = b"\1" + bytes([_REF_NULL, codes[element.heap]]) + limits
+    export = b"\1\0\1\0"
+    return (
+        _HEADER + bytes([_TABLE]) + _sized(table) + bytes([_EXPORT]) + _sized(export)
+    )

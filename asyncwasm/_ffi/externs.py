@@ -14,8 +14,10 @@ from typing import Any
 
 from .._errors import RangeError
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType, ValueType
+from .._binary import table_module
 from . import types
-from .codec import KIND_ANY, VAL_BYTES
+from .codec import KIND_ANY, KIND_EXN, VAL_BYTES
+from .compiling import new_module
 from .errors import check
 from .handles import Handle, StoreHandle
 from .library import lib
@@ -233,6 +235,8 @@ def new_table(
     handle: StoreHandle, references: References, type: TableType, prepared: Any
 ) -> Extern:
     """Make a table in the store, filled with *prepared*."""
+    if type.address == "i64":
+        return _new_wide_table(handle, references, type, prepared)
     extern = Extern(TABLE)
     native = types.table_type(handle.engine, type)
     with Val() as val:
@@ -243,6 +247,20 @@ def new_table(
             ),
             RangeError,
         )
+    return extern
+
+
+def _new_wide_table(
+    handle: StoreHandle, references: References, type: TableType, prepared: Any
+) -> Extern:
+    # The native API makes tables with 32-bit addresses only; a module makes the others.
+    from .linking import export, instantiate_alone
+
+    module = new_module(handle.engine, table_module(type))
+    extern = export(handle, instantiate_alone(handle, module), "")
+    if prepared is not None:
+        for index in range(type.minimum):
+            table_set(handle, references, extern, type.element, index, prepared)
     return extern
 
 
@@ -382,27 +400,25 @@ def tag_type(handle: StoreHandle, extern: Extern) -> TagType:
 
 def throw(
     handle: StoreHandle, references: References, tag: Extern, type: TagType, fields: list[Any]
-) -> int:
-    """Make an exception pending, and return the trap that a host function fails with."""
+) -> tuple[Root, int]:
+    """Make an exception pending; return it, and the trap that a host function fails with."""
     count = len(fields)
     vals = (ctypes.c_ubyte * (VAL_BYTES * max(count, 1)))()
     start = ctypes.addressof(vals)
-    with Val() as exception:
-        payload = exception.address + 8
-        try:
-            for index, (value_type, value) in enumerate(
-                zip(type.parameters, fields, strict=True)
-            ):
-                references.write(value_type, start + VAL_BYTES * index, value)
-            check(
-                lib.wasmtime_exnref_new(handle.context, tag.address, start, count, payload),
-                RangeError,
-            )
-        finally:
-            unroot(start, count)
-        exception.memory[0] = 8
-        trap: int = lib.wasmtime_context_set_exception(handle.context, payload)
-    return trap
+    exception = Root(handle)
+    payload = exception.address + 8
+    try:
+        for index, (value_type, value) in enumerate(zip(type.parameters, fields, strict=True)):
+            references.write(value_type, start + VAL_BYTES * index, value)
+        check(
+            lib.wasmtime_exnref_new(handle.context, tag.address, start, count, payload),
+            RangeError,
+        )
+    finally:
+        unroot(start, count)
+    exception.memory[0] = KIND_EXN
+    trap: int = lib.wasmtime_context_set_exception(handle.context, payload)
+    return exception, trap
 
 
 def rethrow(handle: StoreHandle, exception: Root) -> int:
@@ -419,7 +435,7 @@ def take_exception(
     payload = exception.address + 8
     if not lib.wasmtime_context_take_exception(handle.context, payload):
         return None
-    exception.memory[0] = 8
+    exception.memory[0] = KIND_EXN
     tag = Extern(TAG)
     check(lib.wasmtime_exnref_tag(handle.context, payload, tag.address), RangeError)
     fields = []

@@ -11,6 +11,11 @@ Rule 3: what was handed to the library stays alive and untouched until the futur
 the store's handle keeps it.
 Rule 4: a future is polled by one thread at a time (the store's lock), and never again after
 it has finished.
+Rule 5: the native collector sees the stacks that are being polled, and no other: a collection
+while a fiber is suspended frees what only that fiber's stack refers to. So in a guarded store
+(one whose guests can hold references) whatever may allocate while fibers are suspended runs
+inside of their polls: a nested fiber is polled by the continuation of the outer one, and host
+values are made there too (`action`). That is our own code, and shallow; rule 1 stands.
 """
 
 from __future__ import annotations
@@ -74,7 +79,8 @@ def _on_import(
     fiber = _slot.fiber
     assert fiber is not None
     fiber.memory[FLAG] = 0
-    ctypes.memmove(continuation, fiber.continuation, 24)
+    fiber.dispatching = fiber.handle.guarded
+    ctypes.memmove(continuation, _DISPATCH if fiber.dispatching else fiber.continuation, 24)
     fiber.request = Request(host, arguments, results, trap)
 
 
@@ -96,10 +102,37 @@ def _ready_callback() -> int:
 _READY = _ready_callback()
 
 
+def _on_poll(_: int) -> bool:
+    # On the fiber's stack: see the rules above.
+    fiber = _slot.fiber
+    assert fiber is not None
+    try:
+        return fiber.step()
+    except BaseException as exc:
+        fiber.failure = exc
+        return False
+
+
+_POLL_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_size_t)(_on_poll)
+_DISPATCH = struct.pack("<QQQ", ctypes.cast(_POLL_CALLBACK, ctypes.c_void_p).value or 0, 0, 0)
+
+
 class Fiber:
     """One activation on a stack of its own."""
 
-    __slots__ = ("address", "continuation", "finished", "future", "handle", "memory", "request")
+    __slots__ = (
+        "action",
+        "address",
+        "child",
+        "continuation",
+        "dispatching",
+        "failure",
+        "finished",
+        "future",
+        "handle",
+        "memory",
+        "request",
+    )
 
     def __init__(self, handle: StoreHandle, payload_bytes: int) -> None:
         self.handle = handle
@@ -109,6 +142,10 @@ class Fiber:
         self.request: Request | None = None
         self.future = 0
         self.finished = False
+        self.dispatching = False  # whether it is suspended so that `step` is asked
+        self.child: Fiber | None = None  # polled by `step`
+        self.action: Callable[[], None] | None = None  # run by `step`
+        self.failure: BaseException | None = None  # what the action raised
 
     def start_call(self, function: tuple[int, int], arguments: int, results: int) -> None:
         """Make the future of a call of *function*, whose arguments are in the memory."""
@@ -163,7 +200,25 @@ class Fiber:
             _slot.fiber = previous
         if done:
             self.finished = True
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
         return done
+
+    def step(self) -> bool:
+        """On the fiber's stack, suspended: do what is to be done, return whether to go on."""
+        child = self.child
+        if child is not None:
+            _slot.fiber = child
+            try:
+                child.finished = lib.wasmtime_call_future_poll(child.future)
+            finally:
+                _slot.fiber = self
+            return False
+        action, self.action = self.action, None
+        if action is not None:
+            action()
+        return self.memory[FLAG] == 1
 
     def outcome(self) -> tuple[int, int]:
         """Return the trap and the error of a finished fiber (0 for none), once."""

@@ -75,6 +75,7 @@ class StoreHandle:
         "detour",
         "engine",
         "futures",
+        "guarded",
         "lock",
         "open",
         "owned",
@@ -85,6 +86,7 @@ class StoreHandle:
         self.lock = threading.Lock()
         self.closing = False
         self.open = True
+        self.guarded = False  # whether its guests can hold references
         self.detour = False  # whether a direct call must look closer before it enters
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ctypes
 
-from .._errors import LinkError
+from .._errors import LinkError, RangeError
 from .errors import check
 from .externs import Extern
-from .fiber import import_callback
+from .fiber import ARGUMENTS, Fiber, import_callback
 from .handles import Handle, StoreHandle
 from .library import lib
 
@@ -101,6 +101,22 @@ def instantiate_directly(
         ctypes.byref(trap),
     )
     return error or 0, trap.value or 0, bytes(instance)
+
+
+def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
+    """Instantiate a module of our own, which imports nothing and runs nothing."""
+    linker = Linker(handle)
+    fiber = Fiber(handle, 16)
+    fiber.start_instantiation(linker.pointer, module.pointer, (linker, module))
+    try:
+        done = fiber.poll(False)
+        assert done
+        trap, error = fiber.outcome()
+        assert not trap
+        check(error, RangeError)
+        return bytes(fiber.memory[ARGUMENTS : ARGUMENTS + 16])
+    finally:
+        fiber.delete()
 
 
 def export(handle: StoreHandle, instance: bytes, name: str) -> Extern:

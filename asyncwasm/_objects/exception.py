@@ -81,6 +81,11 @@ class WasmException(WasmError):
             raise RangeError(f"index {at} is not below the number of values, {len(self.payload)}")
         return self.payload[at]
 
+    def _meet(self, store: Store) -> None:
+        """Bind the tag to the store that the exception is about to be thrown in."""
+        if self.tag._store is None and self.tag is not PYTHON_TAG:
+            self.tag._bind(store)
+
     def _throw_in(self, store: Store) -> int | None:
         """Make the exception pending; None if its tag cannot live in *store*."""
         if self._root is not None and self._root[0] is store:
@@ -94,9 +99,12 @@ class WasmException(WasmError):
             ]
         except TypeError:
             return None
-        return externs.throw(
+        root, trap = externs.throw(
             store.handle, store.references, self.tag._extern, self.tag.type, fields
         )
+        self._root = (store, root)
+        store.known["exception", externs.exception_identity(store.handle, root)] = self
+        return trap
 
     def __reduce__(self) -> Any:
         facts = {name: value for name, value in self.__dict__.items() if name != "_root"}

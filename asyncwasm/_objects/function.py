@@ -18,7 +18,7 @@ from .._ffi.direct import call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
 from .._runtime.operation import Call
 from .._runtime.running import run
-from .._runtime.store import HostFunction, Store
+from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
 from .._types import FunctionType, ValueType, function_type
 from . import guard
 from .storeobject import StoreObject, ambient_or
@@ -85,7 +85,7 @@ class ExportedFunction(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#exported-function-exotic-objects
     """
 
-    __slots__ = ("__dict__", "_concrete", "_direct", "_name", "_parameters", "_results", "_type")
+    __slots__ = ("__dict__", "_concrete", "_direct", "_name", "_parameters", "_refused", "_results", "_type")
 
     def __init__(self) -> None:
         raise TypeError(
@@ -121,6 +121,7 @@ class ExportedFunction(StoreObject):
     def _setup(self, type: FunctionType, name: str, concrete: Sequence[int]) -> None:
         self._type = type
         self._name = name
+        self._refused = crosses_not(type)
         self._concrete = concrete  # kinds of concrete references among the parameters
         self._parameters: Row = row(type.parameters)
         self._results: Row = row(type.results)
@@ -192,6 +193,8 @@ class ExportedFunction(StoreObject):
         return self._bind(store).raw
 
     def _operation(self, arguments: Sequence[Any]) -> Call:
+        if self._refused:
+            raise cannot_cross(self._type)
         if len(arguments) != len(self._parameters.types):
             raise wrong_count(len(arguments), self._type, self._name)
         store = self._store

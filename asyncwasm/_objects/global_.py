@@ -74,8 +74,9 @@ class Global(StoreObject):
 
     def _make(self, store: Store) -> Extern:
         prepared = store.references.prepare(self._type.value, self._kept)
-        with store.entered() as handle:
-            extern = externs.new_global(handle, store.references, self._type, prepared)
+        extern = store.allocate(
+            lambda handle: externs.new_global(handle, store.references, self._type, prepared)
+        )
         self._kept = None
         return extern
 
@@ -119,10 +120,12 @@ class Global(StoreObject):
         store = self._store
         assert store is not None
         prepared = store.references.prepare(type, checked, self._concrete)
-        with store.entered() as handle:
-            error = externs.global_set(
-                handle, store.references, self._extern, type, prepared, self._concrete
+        native = self._extern
+        error = store.allocate(
+            lambda handle: externs.global_set(
+                handle, store.references, native, type, prepared, self._concrete
             )
+        )
         errors.check_type(error, f"a value of type {type}", value)
 
     def __repr__(self) -> str:

@@ -21,7 +21,8 @@ from .._types import PAGE_BYTES, AddressName, MemoryType
 from .conversions import address_name, address_value
 from .storeobject import StoreObject, ambient_or, binding
 
-_MAX_PAGES = {"i32": 1 << 16, "i64": 1 << 37}
+_MAX_DECLARED = {"i32": 1 << 16, "i64": (1 << 37) - 1}
+_MAX_PAGES = {"i32": 1 << 16, "i64": 1 << 18}  # at run time
 
 
 def checked_memory_type(initial: Any, maximum: Any, shared: bool, address: Any) -> MemoryType:
@@ -37,8 +38,10 @@ def checked_memory_type(initial: Any, maximum: Any, shared: bool, address: Any) 
     minimum = address_value(initial, address, "initial pages")
     if maximum is not None:
         maximum = address_value(maximum, address, "maximum pages")
-    most = _MAX_PAGES[address]
-    for name, value in (("initial", minimum), ("maximum", maximum)):
+    for name, value, most in (
+        ("initial", minimum, _MAX_PAGES[address]),
+        ("maximum", maximum, _MAX_DECLARED[address]),
+    ):
         if value is not None and value > most:
             raise RangeError(f"{name} of {value} pages is above the limit of {most}")
     if maximum is not None and minimum > maximum:

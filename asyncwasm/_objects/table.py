@@ -10,6 +10,7 @@ from .._errors import RangeError, TableIndexError
 from .._ffi import errors, externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.externs import Extern
+from .._ffi.handles import StoreHandle
 from .._runtime.store import Store
 from .._types import AddressName, TableType, ValueType
 from .conversions import TableAddressError, address_name, address_value
@@ -101,15 +102,19 @@ class Table(StoreObject):
         entries = self._entries
         prepared = [references.prepare(self._type.element, entry) for entry in entries]
         fill = prepared[0] if prepared else default_value(self._type.element)
-        with store.entered() as handle:
-            own = self._type
+        own = self._type
+
+        def make(handle: StoreHandle) -> Extern:
             now = TableType(own.element, len(entries), own.maximum, own.address)
             extern = externs.new_table(handle, references, now, fill)
             for index in range(1, len(entries)):
                 if entries[index] is not entries[0]:
                     externs.table_set(
-                        handle, references, extern, self._type.element, index, prepared[index]
+                        handle, references, extern, own.element, index, prepared[index]
                     )
+            return extern
+
+        extern = store.allocate(make)
         self._entries = []
         return extern
 
@@ -142,6 +147,8 @@ class Table(StoreObject):
         Spec: https://webassembly.github.io/spec/js-api/#dom-table-get
         """
         at = self._index(index)
+        if self._type.element.heap in ("exn", "noexn"):
+            raise TypeError(f"values of {self._type.element} cannot cross between wasm and Python")
         if self._extern is None:
             if at >= len(self._entries):
                 raise self._outside(at, len(self._entries))
@@ -173,19 +180,17 @@ class Table(StoreObject):
         store = self._store
         assert store is not None
         prepared = store.references.prepare(self._type.element, value, self._concrete)
-        with store.entered() as handle:
-            length = externs.table_length(handle, self._extern)
+        native = self._extern
+
+        def put(handle: StoreHandle) -> int | None:
+            length = externs.table_length(handle, native)
             if at >= length:
                 raise self._outside(at, length)
-            error = externs.table_set(
-                handle,
-                store.references,
-                self._extern,
-                self._type.element,
-                at,
-                prepared,
-                self._concrete,
+            return externs.table_set(
+                handle, store.references, native, self._type.element, at, prepared, self._concrete
             )
+
+        error = store.allocate(put)
         errors.check_type(error, f"a value of type {self._type.element}", value)
 
     def grow(self, entries: int, value: Any = _MISSING, /) -> int:
@@ -212,16 +217,18 @@ class Table(StoreObject):
         store = self._store
         assert store is not None
         prepared = store.references.prepare(self._type.element, value, self._concrete)
-        with store.entered() as handle:
-            return externs.table_grow(
+        native = self._extern
+        return store.allocate(
+            lambda handle: externs.table_grow(
                 handle,
                 store.references,
-                self._extern,
+                native,
                 self._type.element,
                 delta,
                 prepared,
                 self._concrete,
             )
+        )
 
     def __getitem__(self, index: int) -> Any:
         return self.get(index)
@@ -248,9 +255,7 @@ class Table(StoreObject):
         element = self._type.element
         if value is not _MISSING:
             return check_value(element, value)
-        if not element.nullable:
-            raise TypeError(f"expected a value: {element} has no default")
-        return default_value(element)
+        return check_value(element, default_value(element))
 
     def _meet(self, value: Any) -> None:
         """Bind to the store of *value*, if this is not bound and that is."""

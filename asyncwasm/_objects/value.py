@@ -40,12 +40,12 @@ def check_value(type: ValueType, value: Any) -> Any:
         number = NUMBERS[type](value)
         return struct.unpack("<f", struct.pack("<f", number))[0] if type == "f32" else number
     heap = type.heap
+    if heap in ("exn", "noexn"):
+        raise TypeError(f"values of {type} cannot cross between wasm and Python")
     if value is None:
         if not type.nullable:
             raise TypeError(f"expected a value for {type}, got None; this type has no null")
         return None
-    if heap in ("exn", "noexn"):
-        raise TypeError(f"values of {type} cannot cross to the host")
     if heap in ("func", "nofunc"):
         if heap == "nofunc" or not isinstance(value, ExportedFunction):
             hint = "; wrap a callable with asyncwasm.Function" if callable(value) else ""

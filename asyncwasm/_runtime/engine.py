@@ -26,6 +26,7 @@ from .._binary import ModuleInfo, decode
 from .._errors import CompileError
 from .._ffi import compiling
 from .._ffi.handles import Handle
+from .._types import GlobalType, TableType
 from .config import EngineConfig
 from .threads import Threads
 from .ticker import Ticker
@@ -53,6 +54,7 @@ class Artifact:
         "binary",
         "digest",
         "engine",
+        "holds_references",
         "info",
         "linked",
         "renamed",
@@ -67,6 +69,7 @@ class Artifact:
         self.info = info
         self.linked = linked  # the binary as it is compiled
         self.renamed = linked is not binary
+        self.holds_references = engine.holds_references(binary, info)
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._function_types: dict[Variant, list[Handle | None]] = {}
@@ -117,6 +120,7 @@ class Engine:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._closed = False
+        self._strict: Handle | None = None  # validates only; knows no exceptions and no objects
         self._artifacts: weakref.WeakValueDictionary[str, Artifact] = (
             weakref.WeakValueDictionary()
         )
@@ -181,6 +185,22 @@ class Engine:
                 )
                 self.ticker.add(handle)
             return handle
+
+    def holds_references(self, binary: bytes, info: ModuleInfo) -> bool:
+        """Return whether guests made of *binary* can hold references to objects on their stacks."""
+        if any(type.kind != "func" for type in info.types) or _refers(info):
+            return True
+        # What is left is `catch_all_ref`, which needs no type.
+        with self._lock:
+            if self._strict is None:
+                features = {**self._config.features, "exceptions": False, "gc": False}
+                self._strict = compiling.new_engine(
+                    strategy=compiling.OPTIMIZING,
+                    fuel=False,
+                    max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
+                    features=features,
+                )
+        return not compiling.is_valid(self._strict, binary)
 
     def compile_now(self, binary: bytes) -> Artifact:
         """Compile on this thread."""
@@ -269,6 +289,22 @@ class Engine:
             digest=digest,
         )
         return artifact
+
+
+def _refers(info: ModuleInfo) -> bool:
+    """Return whether a reference to an object can come into a module from outside."""
+    types = [
+        each
+        for type in info.types
+        if type.function is not None
+        for each in (*type.function.parameters, *type.function.results)
+    ]
+    for declared in info.imports:
+        if isinstance(declared.type, GlobalType):
+            types.append(declared.type.value)
+        elif isinstance(declared.type, TableType):
+            types.append(declared.type.element)
+    return any(type.is_reference and type.heap not in ("func", "nofunc") for type in types)
 
 
 def _linkable(binary: bytes, info: ModuleInfo) -> bytes:

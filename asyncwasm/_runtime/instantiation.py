@@ -33,6 +33,8 @@ class Instantiation(Operation):
         self._definitions = definitions
         self._instance = b""
         self._started = perf_counter()
+        if artifact.holds_references:
+            store.handle.guarded = True
 
     def poll(self) -> State:
         store = self.store

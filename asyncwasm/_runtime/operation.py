@@ -11,8 +11,9 @@ Rule 3: user code runs between polls only, so nobody is inside the native store 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,9 +62,10 @@ class Waiter(Protocol):
 class Lane:
     """Room for one operation, and those who wait for it, first come first served."""
 
-    __slots__ = ("current", "waiting")
+    __slots__ = ("current", "owner", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Operation | None = None) -> None:
+        self.owner = owner  # on whose behalf whatever is here runs
         self.current: Operation | None = None
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
 
@@ -85,7 +87,7 @@ class Operation:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.outer = current.get()
-        self.children = Lane()
+        self.children = Lane(self)
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
         self.interrupted: InterruptReason | None = None
@@ -125,12 +127,49 @@ class Operation:
             fiber = self.fiber
             if fiber is None or not fiber.future:
                 fiber = self.start()
-            done = fiber.poll(bool(store.hosts))
+            self._poll(fiber)
         finally:
             handle.release()
-        if done:
+        if fiber.finished:
             return DONE
         return YIELDED if fiber.request is None else IMPORT
+
+    def _poll(self, fiber: Fiber) -> None:
+        """Poll *fiber*, from inside of the suspended fibers that it is nested in."""
+        calls_python = bool(self.store.hosts)
+        outer = self._outer_fibers()
+        if not outer:
+            fiber.poll(calls_python)
+            return
+        chain = [*outer, fiber]
+        for above, below in itertools.pairwise(chain):
+            above.child = below
+        try:
+            outer[0].poll(calls_python)
+        finally:
+            for above in outer:
+                above.child = None
+        failure, fiber.failure = fiber.failure, None
+        if failure is not None:
+            raise failure
+
+    def _outer_fibers(self) -> list[Fiber]:
+        """Return the suspended fibers whose stacks the collector has to see, outermost first."""
+        fibers: list[Fiber] = []
+        lane = self.lane
+        while lane is not None and lane.owner is not None:
+            fiber = lane.owner.fiber
+            if fiber is not None and fiber.dispatching:
+                fibers.append(fiber)
+            lane = lane.owner.lane
+        return fibers[::-1]
+
+    def inject(self, action: Callable[[], None]) -> None:
+        """Run *action* inside of the fiber, which waits for an import. The caller is in the store."""
+        fiber = self.fiber
+        assert fiber is not None
+        fiber.action = action
+        self._poll(fiber)
 
     @property
     def host(self) -> HostFunction:
@@ -141,7 +180,10 @@ class Operation:
     def arguments(self) -> Sequence[Any]:
         """Return the arguments of the guest's request."""
         assert self.fiber is not None and self.fiber.request is not None
-        row = self.host.parameters
+        host = self.host
+        if host.refused:
+            raise TypeError(f"{host.name} has exception references, which cannot cross to Python")
+        row = host.parameters
         if not row.types:
             return ()
         if row.numeric:
@@ -166,22 +208,32 @@ class Operation:
                 store = self.store
                 address = self.fiber.request.results
                 prepared = store.references.prepare_row(row, values, host.concrete_results)
-                handle = store.inside(self)
-                try:
-                    store.references.write_row(row, address, prepared, host.concrete_results)
-                finally:
-                    handle.release()
+                concrete = host.concrete_results
+                self._on_resuming(
+                    lambda: store.references.write_row(row, address, prepared, concrete)
+                )
         self.fiber.resume()
+
+    def _on_resuming(self, action: Callable[[], None]) -> None:
+        """Run *action*, which may allocate, where the collector sees the fiber's stack."""
+        assert self.fiber is not None
+        if self.fiber.dispatching:
+            self.fiber.action = action
+            return
+        handle = self.store.inside(self)
+        try:
+            action()
+        finally:
+            handle.release()
 
     def throw(self, exc: Exception) -> None:
         """Raise *exc* in the guest, as the answer to its request."""
         assert self.fiber is not None and self.fiber.request is not None
-        handle = self.store.inside(self)
-        try:
-            trap = self.store.throw(exc)
-        finally:
-            handle.release()
-        self.fiber.request.fail(trap)
+        request = self.fiber.request
+        meet = getattr(exc, "_meet", None)
+        if meet is not None:
+            meet(self.store)
+        self._on_resuming(lambda: request.fail(self.store.throw(exc)))
         self.fiber.resume()
 
     def result(self) -> Any:
@@ -248,8 +300,9 @@ class Call(Operation):
         fiber, parameters = self.fiber, self._parameters
         assert fiber is not None
         if not parameters.numeric:
-            self.store.references.write_row(
-                parameters, fiber.address + ARGUMENTS, self._arguments, self._concrete
+            at, values, concrete = fiber.address + ARGUMENTS, self._arguments, self._concrete
+            self.store.allocate_inside(
+                lambda: self.store.references.write_row(parameters, at, values, concrete), self
             )
         fiber.start_call(self._raw, len(parameters.types), len(self._results.types))
         return fiber

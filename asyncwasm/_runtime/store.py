@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -35,16 +35,37 @@ from .config import Limits
 from .engine import Engine, Variant, default_engine
 from .operation import HostCall, Lane, Operation, current
 
+T = TypeVar("T")
+
 _FAR = 1 << 60  # ticks: 36 million years
 _NEAR = 1
+_PYTHON_TAG_TYPE = TagType(["externref"])
 
 ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
+
+
+def crosses_not(type: FunctionType) -> bool:
+    """Return whether a value of the function's type cannot cross between wasm and Python."""
+    return any(each.heap in ("exn", "noexn") for each in (*type.parameters, *type.results))
+
+
+def cannot_cross(type: FunctionType) -> TypeError:
+    """Return the error for a call of such a function."""
+    return TypeError(f"exception references cannot cross between wasm and Python: {type}")
 
 
 class HostFunction:
     """A Python callable that guests of one store can call."""
 
-    __slots__ = ("callable", "concrete_results", "name", "parameters", "results", "suspending")
+    __slots__ = (
+        "callable",
+        "concrete_results",
+        "name",
+        "parameters",
+        "refused",
+        "results",
+        "suspending",
+    )
 
     def __init__(
         self,
@@ -59,6 +80,7 @@ class HostFunction:
         self.results: Row = row(type.results)
         self.suspending = suspending
         self.name = name
+        self.refused = crosses_not(type)
         self.concrete_results = concrete_results
 
     def result_values(self, value: Any) -> Sequence[Any]:
@@ -101,6 +123,7 @@ class Store:
         limits: What its guests may take; unlimited if omitted.
         interleave: Whether suspended calls may interleave, as they do in JS. Only for guests
             that keep no stack of their own in linear memory: what C and Rust compile to does.
+            Guests that can hold references to objects take turns all the same.
     Raises:
         TypeError: If an argument has the wrong type.
     """
@@ -255,10 +278,10 @@ class Store:
                     *(
                         -1 if value is None else value
                         for value in (
-                            limits.memory_bytes,
-                            min(limits.table_elements or _MAX_TABLE, _MAX_TABLE)
-                            if limits.table_elements != 0
-                            else 0,
+                            _MAX_MEMORY if limits.memory_bytes is None else limits.memory_bytes,
+                            _MAX_TABLE
+                            if limits.table_elements is None
+                            else min(limits.table_elements, _MAX_TABLE),
                             limits.instances,
                             limits.tables,
                             limits.memories,
@@ -316,6 +339,34 @@ class Store:
         finally:
             handle.release()
 
+    def allocate(self, action: Callable[[StoreHandle], T]) -> T:
+        """Enter the native store and run *action*, which may make references there."""
+        with self.entered() as handle:
+            results: list[T] = []
+            self.allocate_inside(lambda: results.append(action(handle)))
+            return results[0]
+
+    def allocate_inside(self, action: Callable[[], None], newest: Operation | None = None) -> None:
+        """
+        Run *action*, which may collect, where the collector sees every stack.
+
+        The caller is in the store; *newest* is an operation of its own that has not begun.
+        """
+        handle = self.handle
+        suspended = [
+            each
+            for each in self._operations
+            if each is not newest and each.fiber is not None and each.fiber.future
+        ]
+        if not handle.guarded or not suspended:
+            action()
+            return
+        innermost = suspended[-1]
+        assert innermost.fiber is not None
+        if innermost.fiber.request is None or not innermost.fiber.dispatching:
+            raise anyio.BusyResourceError("making a reference while a guest runs in this store")
+        innermost.inject(action)
+
     def _unavailable(self, operation: Operation | None) -> Exception:
         if self._native is not None and not self._native.ours:
             return anyio.ClosedResourceError(
@@ -336,7 +387,7 @@ class Store:
 
     def lane(self, outer: HostCall | None) -> Lane | None:
         """Return the room that a call made on behalf of *outer* needs; None: it needs none."""
-        if self._interleave:
+        if self._interleave and not (self._native is not None and self._native.guarded):
             return None
         while outer is not None:
             if outer.active and outer.operation.store is self:
@@ -452,19 +503,20 @@ class Store:
     def python_tag(self) -> Extern:
         """The store's own tag for Python exceptions. The caller is inside."""
         if self._python_tag is None:
-            self._python_tag = externs.new_tag(self.handle, TagType(["externref"]))
+            self._python_tag = externs.new_tag(self.handle, _PYTHON_TAG_TYPE)
         return self._python_tag
 
     def throw(self, exc: Exception) -> int:
         """Make *exc* pending as a wasm exception, and return the trap. The caller is inside."""
         thrower = getattr(exc, "_throw_in", None)
         if thrower is not None:
-            trap: int | None = thrower(self)
-            if trap is not None:
-                return trap
-        return externs.throw(
-            self.handle, self.references, self.python_tag, TagType(["externref"]), [exc]
+            tagged: int | None = thrower(self)
+            if tagged is not None:
+                return tagged
+        _, trap = externs.throw(
+            self.handle, self.references, self.python_tag, _PYTHON_TAG_TYPE, [exc]
         )
+        return trap
 
     def failure(
         self, error: int, trap: int, what: str, kind: type[WasmError] | None = None
@@ -515,4 +567,6 @@ class Store:
         return self.exception_maker(self, tag, fields, root)
 
 
-_MAX_TABLE = 10_000_000  # entries, the JS API's limit
+# The JS API's limits at run time.
+_MAX_TABLE = 10_000_000  # entries
+_MAX_MEMORY = 1 << 34  # bytes

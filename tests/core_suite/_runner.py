@@ -289,7 +289,8 @@ class Session:
             types = self._function(action).type.results
             if len(types) != len(expected):
                 raise Failure(f"expected {len(expected)} results, the function has {types}")
-            if _exact.needs_wasm(expected) or any(map(_exact.is_exception, types)):
+            seen = (*action.arguments, *expected)
+            if _exact.needs_wasm(seen) or any(map(_exact.is_exception, types)):
                 expected = list(map(_exact.translate, expected, types))
                 result = self._call_exactly(action)
             else:

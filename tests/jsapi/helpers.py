@@ -18,6 +18,10 @@ ADDRESS_ERRORS = (TypeError, ValueError, OverflowError)
 # Import parts that are no objects.
 PRIMITIVES: list[Any] = [True, "", b"", bytearray(), 1, 0.1, float("nan")]
 
+# Called with names of types, as users write them.
+GlobalType: Any = aw.GlobalType
+TableType: Any = aw.TableType
+
 # Exports `fn: (f64) -> ()` and `fn2: () -> ()`.
 TWO_FUNCTIONS = '(module (func (export "fn") (param f64)) (func (export "fn2")))'
 

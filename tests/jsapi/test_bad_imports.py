@@ -8,6 +8,7 @@ the nearest wrong value takes their place.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 import asyncwasm as aw
 
-from .helpers import EMPTY, PRIMITIVES, Way, in_every_way, readable
+from .helpers import EMPTY, PRIMITIVES, GlobalType, TableType, Way, in_every_way, readable
 
 FUNCTION = '(module (import "module" "fn" (func)))'
 MEMORY = '(module (import "module" "memory" (memory 0 128)))'
@@ -37,6 +38,10 @@ def _other_function() -> aw.Function:
 
 def _lookalike(**parts: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**parts)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _named(value: object) -> str:
@@ -62,7 +67,7 @@ def _link_cases() -> dict[str, tuple[str, str, Callable[[], Any]]]:
             cases[f"{rule}-{label}"] = (text, name, make)
 
     def these(*values: Any) -> dict[str, Callable[[], Any]]:
-        return {_named(value): lambda value=value: value for value in values}
+        return {_named(value): functools.partial(_same, value) for value in values}
 
     add("RI3-function", FUNCTION, "fn", {**these(*NO_OBJECTS), "object": object})
     for type_ in NUMBERS:
@@ -74,17 +79,25 @@ def _link_cases() -> dict[str, tuple[str, str, Callable[[], Any]]]:
                 **these(MISSING, None, "", b"", [], 1j),
                 "object": object,
                 "class": lambda: aw.Global,
-                "lookalike": lambda: _lookalike(value=0, type=aw.GlobalType("i32")),
+                "lookalike": lambda: _lookalike(value=0, type=GlobalType("i32")),
                 "number-in-text": lambda: "0",
             },
         )
         other = "f64" if type_ == "f32" else "f32"
-        add("RI7", _global(type_), "global", {f"{type_}-{other}": lambda o=other: aw.Global(o)})
+        add(
+            "RI7",
+            _global(type_),
+            "global",
+            {f"{type_}-{other}": functools.partial(aw.Global, other)},
+        )
     for type_ in NUMBERS:
         mutable = _global(f"(mut {type_})")
         add("RI10", mutable, "global", {f"mutable-{type_}-number": lambda: 0})
         add(
-            "RI7", mutable, "global", {f"mutable-{type_}-constant": lambda t=type_: aw.Global(t, 0)}
+            "RI7",
+            mutable,
+            "global",
+            {f"mutable-{type_}-constant": functools.partial(aw.Global, type_, 0)},
         )
     add(
         "RI13-memory",
@@ -107,7 +120,7 @@ def _link_cases() -> dict[str, tuple[str, str, Callable[[], Any]]]:
             **these(*NO_OBJECTS),
             "object": object,
             "class": lambda: aw.Table,
-            "lookalike": lambda: _lookalike(get=len, type=aw.TableType("funcref", 0, 128)),
+            "lookalike": lambda: _lookalike(get=len, type=TableType("funcref", 0, 128)),
             "memory": lambda: aw.Memory(0, 128),
         },
     )
@@ -155,7 +168,8 @@ MORE_LINKS: dict[str, tuple[str, Callable[[], Any]]] = {
     "RI4-not-callable": ("(func)", lambda: aw.Memory(1)),
     "RI7-reference-type": ("(global (mut externref))", lambda: aw.Global("funcref", mutable=True)),
     "RI7-mutable-for-constant": ("(global i32)", lambda: aw.Global("i32", mutable=True)),
-    "RI8-float-for-i32": ("(global i32)", lambda: 1.5),
+    "RI12-float-for-i32": ("(global i32)", lambda: 3.7),
+    "RI12-nan-for-i64": ("(global i64)", lambda: float("nan")),
     "RI8-out-of-range-i32": ("(global i32)", lambda: 2**32),
     "RI8-out-of-range-i64": ("(global i64)", lambda: -(2**63) - 1),
     "RI9-v128-too-short": ("(global v128)", lambda: bytes(15)),

@@ -16,8 +16,8 @@ from .helpers import exports_of, instance_of
 PAGE = 65_536
 OWN = """(module (memory (export "m") 1 4)
   (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
-  (func (export "get") (param i32) (result i32) (i32.load8_u (local.get 0)))
-  (func (export "set") (param i32 i32) (i32.store8 (local.get 0) (local.get 1))))"""
+  (func (export "read") (param i32) (result i32) (i32.load8_u (local.get 0)))
+  (func (export "write") (param i32 i32) (i32.store8 (local.get 0) (local.get 1))))"""
 
 
 def _reads_or_raises(view: Any, length: int) -> bool:
@@ -56,9 +56,9 @@ def test_buffer_and_wasm_see_the_same_bytes() -> None:
     buffer = exports.m.buffer
 
     buffer[3] = 7
-    exports.set(4, 8)
+    exports.write(4, 8)
 
-    assert exports.get(3) == 7
+    assert exports.read(3) == 7
     assert buffer[4] == 8
 
 

@@ -56,11 +56,12 @@ TRAPS = {
     "MEMORY_OUT_OF_BOUNDS": "(drop (i32.load (i32.const 65536)))",
     "TABLE_OUT_OF_BOUNDS": "(drop (table.get $t (i32.const 9)))",
     "INDIRECT_CALL_TO_NULL": "(call_indirect (type $v) (i32.const 0))",
-    "BAD_SIGNATURE": "(call_indirect (type $i) (i32.const 1))",
+    "BAD_SIGNATURE": "(call_indirect (type $i) (i32.const 5) (i32.const 1))",
     "STACK_OVERFLOW": "(call $trap)",
     "NULL_REFERENCE": "(drop (struct.get $s 0 (ref.null $s)))",
     "CAST_FAILURE": "(drop (ref.cast (ref i31) (ref.null any)))",
-    "ARRAY_OUT_OF_BOUNDS": "(drop (array.get $a (array.new_default $a (i32.const 1)) (i32.const 1)))",
+    "ARRAY_OUT_OF_BOUNDS": "(drop (array.get $a (array.new_default $a (i32.const 1))"
+    " (i32.const 1)))",
     "ATOMIC_WAIT_NON_SHARED_MEMORY": "(drop (memory.atomic.wait32 (i32.const 0) (i32.const 0)"
     " (i64.const 0)))",
 }

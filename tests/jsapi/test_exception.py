@@ -304,6 +304,16 @@ def test_payload_thrown_again_is_a_new_exception() -> None:
     assert caught.value.get_arg(tag, 0) == 42
 
 
+def test_exception_has_the_traceback_of_every_python_exception() -> None:
+    """EX4, where Python differs."""
+    tag = aw.Tag(["i32"])
+
+    with pytest.raises(aw.WasmException) as caught:
+        _catches(aw.WasmException(tag, [42]), tag).catch_throw_again()
+
+    assert caught.value.__traceback__ is not None
+
+
 def test_exceptions_are_equal_only_to_themselves() -> None:
     """EX5."""
     tag = aw.Tag(["i32"])

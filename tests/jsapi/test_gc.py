@@ -121,7 +121,7 @@ I31 = """(module
   (func (export "make") (param i32) (result (ref i31)) (ref.i31 (local.get 0)))
   (func (export "cast") (param (ref any)) (result i32)
     (i31.get_u (ref.cast (ref i31) (local.get 0))))
-  (func (export "get") (param (ref i31)) (result i32) (i31.get_s (local.get 0)))
+  (func (export "read") (param (ref i31)) (result i32) (i31.get_s (local.get 0)))
   (func (export "take") (param i31ref))
   (global (export "g") (mut i31ref) (ref.i31 (i32.const 0)))
   (table (export "t") 10 i31ref))"""
@@ -151,7 +151,7 @@ def test_int_in_range_goes_in_as_i31(value: int) -> None:
     """Section 1.15."""
     exports = exports_of(I31)
 
-    assert exports.get(value) == value
+    assert exports.read(value) == value
     assert exports.cast(value) == value % 2**31
 
 
@@ -259,9 +259,9 @@ in_both_makers = pytest.mark.parametrize("maker", ["struct", "array"])
 @in_both_makers
 def test_object_of_the_guest_is_an_opaque_gc_object(maker: str) -> None:
     """Section 1.20."""
-    value = exports_of(ROUND_TRIP)[maker]()
+    value: Any = exports_of(ROUND_TRIP)[maker]()
 
-    assert isinstance(value, aw.GCObject)
+    assert issubclass(type(value), aw.GCObject)
     assert not hasattr(value, "field0")
     with pytest.raises(AttributeError):
         value.field0 = 1

@@ -8,9 +8,14 @@ import pytest
 
 import asyncwasm as aw
 
-from .helpers import Index, exports_of, readable, two_functions
+from .helpers import GlobalType, Index, exports_of, readable, two_functions
 
-DEFAULTS = [("i32", 0), ("i64", 0), ("f32", 0.0), ("f64", 0.0), ("externref", None)] + [
+DEFAULTS = [
+    ("i32", 0),
+    ("i64", 0),
+    ("f32", 0.0),
+    ("f64", 0.0),
+    ("externref", None),
     ("funcref", None),
     ("anyfunc", None),
 ]
@@ -27,7 +32,7 @@ def test_value_defaults_to_zero_or_null(
 
     assert held.value == value
     assert type(held.value) is type(value)
-    assert held.type == aw.GlobalType(aw.GlobalType(type_).value, mutable)
+    assert held.type == GlobalType(GlobalType(type_).value, mutable)
 
 
 def test_global_is_constant_unless_said_otherwise() -> None:
@@ -37,7 +42,7 @@ def test_global_is_constant_unless_said_otherwise() -> None:
 
 def test_global_may_be_made_from_a_global_type() -> None:
     """GL1."""
-    global_type: Any = aw.GlobalType("i64", True)
+    global_type: Any = GlobalType("i64", True)
 
     held = aw.Global(global_type, 5)
 
@@ -178,12 +183,12 @@ def test_constant_exported_by_wasm_cannot_be_set() -> None:
 def test_mutable_global_exported_by_wasm_is_live_both_ways() -> None:
     """GL4."""
     exports = exports_of("""(module (global $g (export "g") (mut i64) (i64.const 7))
-      (func (export "get") (result i64) (global.get $g))
-      (func (export "set") (param i64) (global.set $g (local.get 0))))""")
+      (func (export "read") (result i64) (global.get $g))
+      (func (export "write") (param i64) (global.set $g (local.get 0))))""")
 
     exports.g.value = 2**63
-    seen = exports.get()
-    exports.set(5)
+    seen = exports.read()
+    exports.write(5)
 
     assert seen == -(2**63)
     assert exports.g.value == 5
@@ -235,7 +240,7 @@ def test_attribute_type_is_read_only() -> None:
     held: Any = aw.Global("i32", mutable=True)
 
     with pytest.raises(AttributeError):
-        held.type = aw.GlobalType("i64")
+        held.type = GlobalType("i64")
 
 
 def test_repr_names_the_class() -> None:

@@ -63,8 +63,8 @@ def test_v128_reaches_an_import_as_bytes() -> None:
     seen: list[object] = []
 
     exports_of(
-        """(module (import "m" "f" (func $f (param v128)))
-          (func (export "g") (call $f (v128.const i8x16 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15))))""",
+        """(module (import "m" "f" (func $f (param v128))) (func (export "g")
+          (call $f (v128.const i8x16 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15))))""",
         {"m": {"f": seen.append}},
     ).g()
 
@@ -274,7 +274,8 @@ def test_conversion_error_of_a_result_is_an_exception_that_wasm_can_catch() -> N
 def test_wrong_number_of_arguments_is_found_when_called() -> None:
     """RI6."""
     exports = exports_of(
-        '(module (import "m" "f" (func $f (param i32))) (func (export "g") (call $f (i32.const 1))))',
+        """(module (import "m" "f" (func $f (param i32)))
+          (func (export "g") (call $f (i32.const 1))))""",
         {"m": {"f": lambda: None}},
     )
 

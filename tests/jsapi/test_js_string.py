@@ -200,9 +200,7 @@ def test_from_code_point_beyond_unicode_traps(strings: Any, code: int) -> None:
         strings.fromCodePoint(code)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), list(itertools.product(STRINGS, STRINGS)), ids=ascii
-)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(STRINGS, STRINGS)), ids=ascii)
 def test_concat_equals_and_compare_work_on_code_units(
     strings: Any, first: str, second: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -60,8 +61,8 @@ def _imports(count: int) -> bytes:
 
 
 def _exports(count: int) -> bytes:
-    names = (str(index).encode() for index in range(count))
-    exports = b"".join(leb128(len(name)) + name + b"\x03\0" for name in names)
+    names = itertools.islice(itertools.product(range(0x21, 0x7F), repeat=4), count)
+    exports = b"\x04" + b"\x03\0\x04".join(map(bytes, names)) + b"\x03\0"
     held = section(6, vector(1, I32 + b"\0\x41\0\x0b"))
     return EMPTY + held + section(7, leb128(count) + exports)
 

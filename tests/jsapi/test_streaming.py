@@ -248,15 +248,11 @@ async def test_awaitable_of_something_else_is_a_type_error(consume: Consume, sou
         await consume(_soon(source))
 
 
-@in_both_functions
-async def test_source_is_required(consume: Consume) -> None:
+@pytest.mark.parametrize("name", ["compile_streaming", "instantiate_streaming"])
+async def test_source_is_required(name: str) -> None:
     """SR2."""
-    compile_streaming: Any = aw.compile_streaming
-    instantiate_streaming: Any = aw.instantiate_streaming
-
-    for function in (compile_streaming, instantiate_streaming):
-        with pytest.raises(TypeError):
-            await function()
+    with pytest.raises(TypeError):
+        await getattr(aw, name)()
 
 
 @in_both_shapes

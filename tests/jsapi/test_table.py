@@ -13,6 +13,7 @@ from .helpers import (
     NOT_AN_INTEGER,
     AddressName,
     Index,
+    TableType,
     exports_of,
     readable,
     two_functions,
@@ -36,12 +37,12 @@ def test_new_table_is_filled_with_null(element: str, length: int, address: Addre
 
     assert (table.length, len(table)) == (length, length)
     assert _entries(table) == [None] * length
-    assert table.type == aw.TableType(aw.TableType(element, 0).element, length, None, address)
+    assert table.type == TableType(TableType(element, 0).element, length, None, address)
 
 
 def test_table_may_be_made_from_a_table_type() -> None:
     """TA1."""
-    table_type: Any = aw.TableType("externref", 1, 3)
+    table_type: Any = TableType("externref", 1, 3)
 
     assert aw.Table(table_type).type == table_type
 
@@ -134,7 +135,7 @@ def test_bad_fill_value_is_a_type_error_even_where_nothing_is_filled(
 def test_set_entries_are_found_by_get(address: AddressName) -> None:
     """TA5, TA6."""
     first, second = two_functions()
-    table = aw.Table("funcref", 5, address=address)
+    table: Any = aw.Table("funcref", 5, address=address)
 
     for index, function in ((0, first), (2, second), (4, first)):
         assert table.set(index, function) is None

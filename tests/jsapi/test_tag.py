@@ -53,7 +53,7 @@ def test_each_tag_is_a_new_identity() -> None:
     first, second = aw.Tag(["i32"]), aw.Tag(["i32"])
 
     assert first != second
-    assert first == first  # noqa: PLR0124 # equality is identity
+    assert first == first
 
 
 def test_wasm_catches_by_identity_and_not_by_structure() -> None:

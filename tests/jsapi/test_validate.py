@@ -37,7 +37,9 @@ def test_validate_says_whether_the_binary_is_well_formed(
     wasm: bytes, code: str, expected: bool
 ) -> None:
     """VA1, VA3."""
-    assert aw.validate(array.array(code, wasm)) is expected
+    source: Any = array.array(code, wasm)
+
+    assert aw.validate(source) is expected
 
 
 @pytest.mark.parametrize(
