@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
 from .._objects.function import ExportedFunction
-from .._runtime.operation import DONE, IMPORT, YIELDED, HostCall, Lane, Operation, State, current
+from .._runtime.operation import DONE, IMPORT, YIELDED, HostCall, Operation, State, current
 from .signal import AsyncioSignal, TrioSignal, new_signal
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
@@ -34,9 +34,9 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
-    if not operation.enter():
-        await _wait_for_turn(operation, operation.lane)
     try:
+        if not operation.enter():
+            await _wait_for_turn(operation)
         started = perf_counter()
         slices = 0
         state = operation.poll()
@@ -63,23 +63,19 @@ async def drive(operation: Operation) -> Any:
         operation.leave()
 
 
-async def _wait_for_turn(operation: Operation, lane: Lane | None) -> None:
+async def _wait_for_turn(operation: Operation) -> None:
     """Wait in line; on return the operation has the room."""
+    lane = operation.lane
     assert lane is not None
     signal = new_signal()
     entry = (operation, signal)
     lane.waiting.append(entry)
-    operation.lane = None  # not ours yet
     try:
         await signal.wait()
     except BaseException:
-        if lane.current is operation:  # it was handed over all the same
-            operation.lane = lane
-        else:
+        if lane.current is not operation:  # else `leave` hands it on
             lane.waiting.remove(entry)
-        operation.leave()
         raise
-    operation.lane = lane
 
 
 async def _call_host(operation: Operation) -> bool:

@@ -308,9 +308,12 @@ async def _read(chunks: AsyncIterable[Any], source: object, limit: int) -> bytea
                 # A source that has everything at hand never lets the loop run.
                 await checkpoint()
                 started = perf_counter()
-    finally:
+    except GeneratorExit:
+        raise  # the loop is gone, nothing can be awaited
+    except BaseException:
         if iterator is not source and hasattr(iterator, "aclose"):
             await iterator.aclose()
+        raise
     return body
 
 

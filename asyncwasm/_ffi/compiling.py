@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .._errors import CompileError
 from .errors import compile_error, take_error
-from .handles import Handle
+from .handles import Handle, was_forked
 from .library import ByteVec, PointerVec, lib
 
 OPTIMIZING, BASELINE = 1, 2
@@ -31,6 +31,8 @@ def new_engine(
     lib.wasmtime_config_memory_may_move_set(config, False)
     lib.wasmtime_config_shared_memory_set(config, features.get("threads", True))
     lib.wasmtime_config_wasm_component_model_async_set(config, False)
+    # In a forked process the threads of the parent's compiler do not exist.
+    lib.wasmtime_config_parallel_compilation_set(config, not was_forked())
     for name, enabled in features.items():
         getattr(lib, f"wasmtime_config_wasm_{name}_set")(config, enabled)
     return Handle(lib.wasm_engine_new_with_config(config), "wasm_engine_delete")

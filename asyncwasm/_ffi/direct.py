@@ -47,7 +47,7 @@ def direct_call(
     width = _HEADER + RAW_BYTES * count
     pack = struct.Struct("<" + parameters.raw_letters).pack_into
     unpack = struct.Struct("<Q8x" + results.raw_letters).unpack_from
-    acquire, release = handle.lock.acquire, handle.lock.release
+    lock, locked = handle.lock, handle.lock.locked
     single = len(results.types) == 1
     checked = parameters.checked
     free: list[tuple[Any, Any, Any]] = []
@@ -58,7 +58,7 @@ def direct_call(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(*arguments: Any) -> Any:
-        if handle.detour or checked:
+        if handle.detour or checked or locked():
             return detour(arguments)
         try:
             lent = free.pop()
@@ -70,14 +70,11 @@ def direct_call(
         except (struct.error, OverflowError):
             free.append(lent)
             return detour(arguments)
-        if not acquire(False):
-            free.append(lent)
-            return detour(arguments)
         started = perf_counter()
-        try:
+        with lock:
+            if not handle.open:
+                return detour(arguments)
             error = native(context, callee, values, length, trap)
-        finally:
-            release()
         if handle.closing:
             handle.close()
         seconds = perf_counter() - started

@@ -238,6 +238,13 @@ class Fiber:
             self.handle.delete_future(future)
 
 
+    def __del__(self) -> None:
+        # Only reached with a future when a drive was torn apart by a signal handler.
+        if getattr(self, "future", 0) and self.handle.open and not self.handle.lock.locked():
+            with self.handle.lock:
+                self.delete()
+
+
 _DEFERRED = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")

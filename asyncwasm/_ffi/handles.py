@@ -28,6 +28,11 @@ class _Process:
         cls.generation += 1
 
 
+def was_forked() -> bool:
+    """Return whether this process was forked from one that had loaded the package."""
+    return bool(_Process.generation)
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_Process.forked)
 
@@ -61,8 +66,10 @@ class StoreHandle:
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
 
-    The lock is never waited for: who fails to get it is on another thread while the guest
-    runs (busy), or came too late (closed; the closer keeps the lock for ever).
+    Whoever finds the lock taken is on another thread than the guest that runs, and is refused.
+    It is taken with ``with``, never with ``acquire``: only so can a signal handler that raises
+    not come between taking and releasing it. After taking it, look at `open`; after leaving,
+    look at `closing`.
     """
 
     __slots__ = (
@@ -78,7 +85,6 @@ class StoreHandle:
         "guarded",
         "lock",
         "open",
-        "owned",
         "pointer",
     )
 
@@ -90,7 +96,6 @@ class StoreHandle:
         self.detour = False  # whether a direct call must look closer before it enters
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
-        self.owned: list[Handle] = []
         self._views = 0
         self._views_lock = threading.Lock()
         self._generation = _Process.generation
@@ -102,31 +107,26 @@ class StoreHandle:
         """Whether this process made the store."""
         return self._generation == _Process.generation
 
-    def release(self) -> None:
-        """Leave the store; whoever leaves last closes a closing one."""
-        self.lock.release()
-        if self.closing:
-            self.close()
-
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
         self.closing = True
         if not self.lock.acquire(False):
-            return
+            return  # whoever is inside comes back here when it leaves
+        try:
+            self._finish()
+        finally:
+            self.lock.release()
+
+    def _finish(self) -> None:
         if self.open:
             self.open = False
             self._delete_futures()
         with self._views_lock:
             if self._views:
-                self.lock.release()
                 return
             pointer, self.pointer = self.pointer, 0
-        # The lock stays taken: nobody enters a deleted store.
         if pointer and self.ours:
             lib.wasmtime_store_delete(pointer)
-            for handle in reversed(self.owned):
-                handle.close()
-        self.owned.clear()
 
     def _delete_futures(self) -> None:
         while self.futures:

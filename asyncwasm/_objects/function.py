@@ -223,14 +223,11 @@ class ExportedFunction(StoreObject):
                 raise wrong_count(len(arguments), self._type, self._name)
             values = self._parameters.converted(arguments)
             store.check_turn()
-            handle = store.inside()
-            try:
+            with store.entered() as handle:
                 store.prepare_direct()
                 error, trap, results = call_prepared(
                     handle, self._extern.raw, self._parameters, self._results, values
                 )
-            finally:
-                handle.release()
             if error or trap:
                 raise self._failed(error, trap)
             value = results[0] if len(results) == 1 else results or None

@@ -47,11 +47,8 @@ class Instantiation(Operation):
         ):
             return super().poll()
         native = self._artifact.native(store.variant)
-        handle = store.inside(self)
-        try:
+        with store.entered(self) as handle:
             error, trap, self._instance = instantiate_directly(handle, native, externs)
-        finally:
-            handle.release()
         if error or trap:
             raise self._failure(error, trap)
         return DONE

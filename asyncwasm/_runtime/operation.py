@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -60,55 +61,65 @@ class Waiter(Protocol):
 
 
 class Lane:
-    """Room for one operation, and those who wait for it, first come first served."""
+    """
+    Room for one operation, and those who wait for it, first come first served.
 
-    __slots__ = ("current", "owner", "waiting")
+    The room is held weakly: a signal handler that raises can end a drive anywhere, and an
+    operation that nobody drives any more must not block the store for ever.
+    """
+
+    __slots__ = ("_current", "owner", "waiting")
 
     def __init__(self, owner: Operation | None = None) -> None:
         self.owner = owner  # on whose behalf whatever is here runs
-        self.current: Operation | None = None
+        self._current: weakref.ref[Operation] | None = None
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
+
+    @property
+    def current(self) -> Operation | None:
+        """The operation that has the room."""
+        return None if self._current is None else self._current()
+
+    def take(self, operation: Operation) -> bool:
+        """Give *operation* the room if it is free."""
+        if self._current is not None and self._current() is not None:
+            return False
+        self._current = weakref.ref(operation)
+        return True
 
     def leave(self) -> None:
         """Hand the room to the next in line."""
         if self.waiting:
             # Handed over before the waiter wakes, so that nobody can slip in between.
-            self.current, waiter = self.waiting.popleft()
+            operation, waiter = self.waiting.popleft()
+            self._current = weakref.ref(operation)
             waiter.wake()
         else:
-            self.current = None
+            self._current = None
 
 
 class Operation:
     """One activation of a store: a call or an instantiation."""
 
-    __slots__ = ("children", "fiber", "interrupted", "lane", "outer", "store", "yielded")
+    __slots__ = ("__weakref__", "children", "fiber", "interrupted", "lane", "outer", "store")
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.outer = current.get()
+        self.outer = current.get()  # who has started it
         self.children = Lane(self)
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
         self.interrupted: InterruptReason | None = None
-        self.yielded = False
 
     def enter(self) -> bool:
         """Take the room in the store, and return whether it was free."""
         self.store.entering(self)
-        lane = self.store.lane(self.outer)
-        self.lane = lane
-        if lane is not None:
-            if lane.current is not None:
-                return False
-            lane.current = self
-        return True
+        self.lane = self.store.lane(self.outer)
+        return self.lane is None or self.lane.take(self)
 
     def enter_now(self) -> None:
         """Take the room in the store, or raise BusyResourceError."""
         if not self.enter():
-            self.lane = None
-            self.store.left(self)
             raise self.store.busy()
 
     def start(self) -> Fiber:
@@ -121,15 +132,17 @@ class Operation:
         reason = self.interrupted
         if reason is not None:
             raise Interrupted(reason)
-        handle = store.inside(self)
-        try:
+        handle = store.ready(self)
+        with handle.lock:
+            if not handle.open:
+                raise store.unavailable(self)
             store.prepare_fiber()
             fiber = self.fiber
             if fiber is None or not fiber.future:
                 fiber = self.start()
             self._poll(fiber)
-        finally:
-            handle.release()
+        if handle.closing:
+            handle.close()
         if fiber.finished:
             return DONE
         return YIELDED if fiber.request is None else IMPORT
@@ -188,12 +201,8 @@ class Operation:
             return ()
         if row.numeric:
             return self.fiber.request.unpack(row)
-        store = self.store
-        handle = store.inside(self)
-        try:
-            return store.references.read_row(len(row.types), self.fiber.request.arguments)
-        finally:
-            handle.release()
+        with self.store.entered(self):
+            return self.store.references.read_row(len(row.types), self.fiber.request.arguments)
 
     def answer(self, value: Any) -> None:
         """Give the guest the result of its request, or raise what is wrong with *value*."""
@@ -220,11 +229,8 @@ class Operation:
         if self.fiber.dispatching:
             self.fiber.action = action
             return
-        handle = self.store.inside(self)
-        try:
+        with self.store.entered(self):
             action()
-        finally:
-            handle.release()
 
     def throw(self, exc: Exception) -> None:
         """Raise *exc* in the guest, as the answer to its request."""
@@ -261,7 +267,7 @@ class Operation:
         fiber, self.fiber = self.fiber, None
         if fiber is not None:
             self.store.drop_fiber(fiber, self.release_values(fiber))
-        if lane is not None:
+        if lane is not None and lane.current is self:
             lane.leave()
         self.store.left(self)
 
@@ -318,13 +324,10 @@ class Call(Operation):
         if results.numeric:
             values = results.unpack(fiber.memory, offset)
         else:
-            handle = self.store.inside(self)
-            try:
+            with self.store.entered(self):
                 values = self.store.references.read_row(
                     len(results.types), fiber.address + offset
                 )
-            finally:
-                handle.release()
         return values[0] if len(values) == 1 else tuple(values)
 
     def release_values(self, fiber: Fiber) -> tuple[int, int] | None:

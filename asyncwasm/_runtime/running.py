@@ -14,8 +14,8 @@ def run(operation: Operation) -> Any:
 
     Between polls, signal handlers run and can end it; the guest is then unwound.
     """
-    operation.enter_now()
     try:
+        operation.enter_now()
         while True:
             state = operation.poll()
             if state is DONE:

@@ -151,7 +151,7 @@ class Store:
         self._python_tag: Extern | None = None
         self._near = False
         self._asynchronous = False
-        self._operations: dict[Operation, None] = {}
+        self._operations: weakref.WeakKeyDictionary[Operation, None] = weakref.WeakKeyDictionary()
         self.root = Lane()
         self.hosts: list[HostFunction] = []
         # what is known by its native name; functions by what they are
@@ -318,26 +318,23 @@ class Store:
         """Whether the native store has been made."""
         return self._native is not None
 
-    def inside(self, operation: Operation | None = None) -> StoreHandle:
-        """Enter the native store; the caller leaves with ``handle.release()``."""
+    def ready(self, operation: Operation | None = None) -> StoreHandle:
+        """Return the native store if it can be entered now; the caller takes its lock."""
         handle = self._native
-        if handle is None or self._closed:
-            raise self._unavailable(operation)
-        if not handle.lock.acquire(False):
-            raise self._unavailable(operation)
-        if handle.closing or not handle.ours:
-            handle.release()
-            raise self._unavailable(operation)
+        if handle is None or self._closed or handle.lock.locked() or not handle.ours:
+            raise self.unavailable(operation)
         return handle
 
     @contextmanager
-    def entered(self) -> Iterator[StoreHandle]:
+    def entered(self, operation: Operation | None = None) -> Iterator[StoreHandle]:
         """Be inside the native store for a block."""
-        handle = self.inside()
-        try:
+        handle = self.ready(operation)
+        with handle.lock:
+            if not handle.open:
+                raise self.unavailable(operation)
             yield handle
-        finally:
-            handle.release()
+        if handle.closing:
+            handle.close()
 
     def allocate(self, action: Callable[[StoreHandle], T]) -> T:
         """Enter the native store and run *action*, which may make references there."""
@@ -367,7 +364,7 @@ class Store:
             raise anyio.BusyResourceError("making a reference while a guest runs in this store")
         innermost.inject(action)
 
-    def _unavailable(self, operation: Operation | None) -> Exception:
+    def unavailable(self, operation: Operation | None) -> Exception:
         if self._native is not None and not self._native.ours:
             return anyio.ClosedResourceError(
                 "the store belongs to the parent process; instantiate the module again"
@@ -405,6 +402,7 @@ class Store:
 
     def entering(self, operation: Operation) -> None:
         """Note that *operation* is alive."""
+        self._check_open()
         self._operations[operation] = None
         if self._native is not None:
             self._native.detour = True
@@ -451,14 +449,14 @@ class Store:
         """Unwind and free a fiber, and the roots it was given."""
         handle = self._native
         assert handle is not None
-        if not handle.lock.acquire(False):
-            return  # closed: the store has deleted its futures
-        try:
+        if not handle.open or not handle.ours:
+            return  # the store has deleted its futures
+        with handle.lock:
             fiber.delete()
-            if values is not None and handle.open:
+            if values is not None:
                 unroot(*values)
-        finally:
-            handle.release()
+        if handle.closing:
+            handle.close()
 
     # host functions
 
@@ -550,12 +548,9 @@ class Store:
         return exc
 
     def _take_thrown(self) -> BaseException | None:
-        handle = self.inside()
-        try:
+        with self.entered() as handle:
             taken = externs.take_exception(handle, self.references)
             return None if taken is None else self._thrown(*taken)
-        finally:
-            handle.release()
 
     def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
         if (

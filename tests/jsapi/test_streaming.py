@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import gzip
+import logging
+import pathlib
+import pickle
+import subprocess
+import sys
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from typing import Any
 
+import anyio
 import pytest
 import pytest_asyncio
 
@@ -429,22 +437,377 @@ async def test_response_that_we_awaited_is_closed_on_every_path(
     assert response.closed_by_us
 
 
+@in_both_shapes
+@pytest.mark.parametrize(("options", "error"), CLOSING.values(), ids=CLOSING.keys())
+async def test_response_that_is_handed_in_is_left_open(
+    shape: Shape, options: dict[str, Any], error: type[Exception] | None
+) -> None:
+    """SR6."""
+    response = shape(**options)
+
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        await aw.compile_streaming(response)
+
+    assert not response.closed_by_us
+
+
+class _Waiting:
+    """Chunks of which the second never comes."""
+
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            yield WASM[:5]
+            self.asked.set()
+            await anyio.sleep_forever()
+        finally:
+            self.ended = True
+
+
+def _waiting(shape: Shape) -> tuple[Any, _Waiting]:
+    """Return a response whose body never ends, and its body."""
+    body = _Waiting()
+    response = shape()
+    response._iterate = body.__aiter__
+    return response, body
+
+
+@in_both_shapes
+@in_both_functions
+@pytest.mark.parametrize("ours", [True, False], ids=["awaited", "handed-in"])
+async def test_cancelled_read_closes_the_response_that_we_awaited(
+    consume: Consume, shape: Shape, ours: bool
+) -> None:
+    """CO4, SR6."""
+    response, body = _waiting(shape)
+    task = asyncio.ensure_future(consume(_soon(response) if ours else response))
+    await body.asked.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert body.ended
+    assert response.closed_by_us is ours
+
+
+async def _cancelled_while_closing(response: Any, body: _Waiting) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(_compile, _soon(response))
+        await body.asked.wait()
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_closing_is_shielded_from_the_cancellation(backend: str) -> None:
+    """SR6: saying goodbye takes a turn of the loop."""
+
+    async def main() -> bool:
+        response, body = _waiting(HttpxResponse)
+        closed = False
+
+        async def aclose() -> None:
+            nonlocal closed
+            await anyio.lowlevel.checkpoint()
+            closed = True
+
+        response.aclose = aclose
+        await _cancelled_while_closing(response, body)
+        return closed
+
+    assert anyio.run(main, backend=backend)
+
+
+def test_closing_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """The clock is trio's, and jumps when everybody waits."""
+    trio = pytest.importorskip("trio")
+    testing = pytest.importorskip("trio.testing")
+    waited = None
+
+    async def main() -> None:
+        nonlocal waited
+        response, body = _waiting(HttpxResponse)
+        response.aclose = anyio.sleep_forever
+        started = trio.current_time()
+        await _cancelled_while_closing(response, body)
+        waited = trio.current_time() - started
+
+    with caplog.at_level(logging.WARNING, "asyncwasm"):
+        trio.run(main, clock=testing.MockClock(autojump_threshold=0))
+
+    assert waited == 5
+    assert [record.__dict__["seconds"] for record in caplog.records] == [5]
+
+
+async def test_error_of_closing_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def aclose() -> None:
+        raise OSError("no goodbye")
+
+    good, bad = HttpxResponse(), HttpxResponse([b"no"], error=KeyError("read"))
+    good.aclose = bad.aclose = aclose  # type: ignore[method-assign]  # fails
+
+    with caplog.at_level(logging.WARNING, "asyncwasm"):
+        module = await aw.compile_streaming(_soon(good))
+        with pytest.raises(KeyError):
+            await aw.compile_streaming(_soon(bad))
+
+    assert module.byte_length == len(WASM)
+    assert {record.__dict__["error"] for record in caplog.records} == {"OSError('no goodbye')"}
+
+
+def test_coroutine_that_is_closed_while_reading_ends_at_once() -> None:
+    """Without a loop nothing can be awaited, a goodbye neither."""
+
+    @types.coroutine
+    def pause() -> Generator[None, None, None]:
+        yield
+
+    async def chunks() -> AsyncIterator[bytes]:
+        await pause()
+        yield WASM
+
+    response: Any = HttpxResponse()
+    response._iterate = chunks
+    coroutine = aw.compile_streaming(_soon(response))
+    coroutine.send(None)
+
+    coroutine.close()
+
+    assert not response.closed_by_us
+
+
+async def test_stream_that_never_lets_the_loop_run_can_be_cancelled() -> None:
+    started = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            started.set()
+            yield b""
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(_compile, endless())
+        await started.wait()
+        group.cancel_scope.cancel()
+
+
+async def test_stream_that_has_everything_at_hand_lets_the_loop_run() -> None:
+    others_ran = False
+
+    async def until_others_ran() -> AsyncIterator[bytes]:
+        while not others_ran:
+            yield b""
+        yield WASM
+
+    def run() -> None:
+        nonlocal others_ran
+        others_ran = True
+
+    asyncio.get_running_loop().call_soon(run)
+    module = await aw.compile_streaming(until_others_ran())
+
+    assert module.byte_length == len(WASM)
+
+
+class _Counted:
+    """Chunks of eight bytes, counted; the iterator notes its end."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.taken = 0
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            for _ in range(self.count):
+                self.taken += 1
+                yield EMPTY
+        finally:
+            self.ended = True
+
+
+def _small_engine(limit: int) -> aw.Engine:
+    return aw.Engine(aw.EngineConfig(max_module_bytes=limit))
+
+
+def _described(shape: Shape, body: _Counted, **headers: str) -> Any:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = shape(headers={"content-type": "application/wasm", **names})
+    response._iterate = body.__aiter__
+    return response
+
+
+@in_both_shapes
+async def test_body_above_the_limit_is_not_read_on(shape: Shape) -> None:
+    body = _Counted(100)
+
+    with _small_engine(20) as engine, pytest.raises(aw.CompileError, match="max_module_bytes"):
+        await aw.compile_streaming(_described(shape, body), engine=engine)
+
+    assert body.taken == 3
+    assert body.ended
+
+
+async def test_stream_above_the_limit_is_not_read_on_and_its_iterator_closed() -> None:
+    stream = _Counted(100)
+
+    with _small_engine(20) as engine, pytest.raises(aw.CompileError):
+        await aw.instantiate_streaming(stream, engine=engine)
+
+    assert stream.taken == 3
+    assert stream.ended
+
+
+async def test_stream_that_is_its_own_iterator_is_left_to_its_owner() -> None:
+    stream = aiter(_Counted(100))
+
+    with _small_engine(20) as engine, pytest.raises(aw.CompileError):
+        await aw.compile_streaming(stream, engine=engine)
+
+    assert [chunk async for chunk in stream] == [EMPTY] * 97
+
+
+async def test_body_of_the_size_of_the_limit_is_compiled() -> None:
+    with _small_engine(len(WASM)) as engine:
+        module = await aw.compile_streaming(_stream(WASM[:9], WASM[9:]), engine=engine)
+
+    assert module.byte_length == len(WASM)
+
+
+@in_both_shapes
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({"content_length": "21"}, 0),
+        ({"content_length": "20"}, 3),
+        ({"content_length": "many"}, 3),
+        ({"content_length": "21", "content_encoding": "gzip"}, 3),
+    ],
+    ids=["above", "lying", "nonsense", "encoded"],
+)
+async def test_content_length_above_the_limit_leaves_the_body_untouched(
+    shape: Shape, headers: dict[str, str], taken: int
+) -> None:
+    body = _Counted(100)
+
+    with _small_engine(20) as engine, pytest.raises(aw.CompileError):
+        await aw.compile_streaming(_described(shape, body, **headers), engine=engine)
+
+    assert body.taken == taken
+
+
+async def test_engine_of_the_store_bounds_the_body() -> None:
+    with (
+        _small_engine(20) as engine,
+        aw.Store(engine=engine) as store,
+        pytest.raises(aw.CompileError),
+    ):
+        await aw.instantiate_streaming(_stream(WASM), store=store)
+
+
+async def test_closed_engine_compiles_no_stream() -> None:
+    engine = aw.Engine()
+    engine.close()
+
+    with pytest.raises(anyio.ClosedResourceError):
+        await aw.compile_streaming(_stream(WASM), engine=engine)
+
+
+@in_both_shapes
+async def test_headers_are_read_when_awaited(shape: Shape) -> None:
+    """SR6: a type that is set late counts, one that is removed late does not."""
+    late, gone = shape(headers={}), shape()
+    compiling, failing = aw.compile_streaming(late), aw.compile_streaming(gone)
+
+    late.headers, gone.headers = gone.headers, late.headers
+    module = await compiling
+    with pytest.raises(TypeError):
+        await failing
+
+    assert module.byte_length == len(WASM)
+    assert not gone.touched
+
+
+@in_both_shapes
+async def test_status_of_a_refused_response_is_told(shape: Shape) -> None:
+    """SR5."""
+    with pytest.raises(TypeError, match="got 404") as caught:
+        await aw.compile_streaming(shape(status=404))
+
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.status == caught.value.status == 404  # type: ignore[attr-defined]
+    assert str(again) == str(caught.value)
+
+
+HINTS = [
+    ("module.wasm", "pathlib.Path"),
+    ("(module)", "wat2wasm"),
+    (WASM, "asyncwasm.compile"),
+    (pathlib.Path("module.wasm"), "asyncwasm.compile"),
+    (contextlib.aclosing(HttpxResponse()), "async with"),
+]
+
+
+@in_both_functions
+@pytest.mark.parametrize(
+    ("source", "hint"), HINTS, ids=["file", "text", "bytes", "path", "context"]
+)
+async def test_refused_source_comes_with_a_hint(consume: Consume, source: Any, hint: str) -> None:
+    """SR2."""
+    with pytest.raises(TypeError, match=hint):
+        await consume(source)
+
+
+async def test_source_may_use_its_buffer_again() -> None:
+    """A chunk is copied, and let go of, before the next one is asked for."""
+
+    async def reuse() -> AsyncIterator[bytearray]:
+        buffer = bytearray()
+        for byte in WASM:
+            buffer.clear()
+            buffer.append(byte)
+            yield buffer
+
+    module = await aw.compile_streaming(reuse())
+
+    assert module.byte_length == len(WASM)
+
+
+def test_no_http_library_is_imported() -> None:
+    """Both are recognized by their attributes."""
+    code = "import sys, asyncwasm; sys.exit(bool({'httpx', 'aiohttp'} & sys.modules.keys()))"
+
+    finished = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+
+    assert finished.returncode == 0
+
+
 RESPONSES = {
     "/ok": (200, "application/wasm", WASM),
     "/type": (200, "text/html", WASM),
     "/missing": (404, "application/wasm", WASM),
     "/bad": (200, "application/wasm", b"no wasm"),
     "/untyped": (200, None, WASM),
+    "/gzip": (200, "application/wasm", gzip.compress(WASM)),
+    "/cut": (200, "application/wasm", WASM),
 }
+
+
+def _answer(path: str) -> bytes:
+    status, content_type, body = RESPONSES[path]
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    if content_type is not None:
+        head += f"Content-Type: {content_type}\r\n"
+    if path == "/gzip":
+        head += "Content-Encoding: gzip\r\n"
+    return head.encode() + b"\r\n" + (body[:-10] if path == "/cut" else body)
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     request = await reader.readuntil(b"\r\n\r\n")
-    status, content_type, body = RESPONSES[request.split()[1].decode()]
-    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-    if content_type is not None:
-        head += f"Content-Type: {content_type}\r\n"
-    writer.write(head.encode() + b"\r\n" + body)
+    writer.write(_answer(request.split()[1].decode()))
     await writer.drain()
     writer.close()
     await writer.wait_closed()
@@ -471,6 +834,9 @@ class _Httpx:
     def stream(self, address: str) -> Any:
         return self.client.stream("GET", address)
 
+    def unread(self, address: str) -> Any:
+        return self.client.send(self.client.build_request("GET", address), stream=True)
+
     async def aclose(self) -> None:
         await self.client.aclose()
 
@@ -485,6 +851,9 @@ class _Aiohttp:
         return self.client.get(address)
 
     def stream(self, address: str) -> Any:
+        return self.client.get(address)
+
+    def unread(self, address: str) -> Any:
         return self.client.get(address)
 
     async def aclose(self) -> None:
@@ -568,3 +937,193 @@ async def test_httpx_response_whose_stream_was_consumed_is_a_type_error(server: 
 
         with pytest.raises(TypeError):
             await aw.compile_streaming(response)
+
+
+@in_both_functions
+async def test_real_response_is_decoded(consume: Consume, client: Any, server: str) -> None:
+    """The limit and the module are those of the decoded body."""
+    module = await consume(client.unread(f"{server}/gzip"))
+
+    assert module.byte_length == len(WASM)
+
+
+async def test_real_response_above_the_limit_is_refused(client: Any, server: str) -> None:
+    with _small_engine(20) as engine:
+        for path in ("/ok", "/gzip"):
+            async with client.stream(server + path) as response:
+                with pytest.raises(aw.CompileError, match="max_module_bytes"):
+                    await aw.compile_streaming(response, engine=engine)
+
+
+async def test_error_of_a_real_body_is_raised(client: Any, server: str) -> None:
+    """SR7."""
+    with pytest.raises(Exception, match=r"(?i)complete|closed") as caught:
+        await aw.compile_streaming(client.unread(f"{server}/cut"))
+
+    assert type(caught.value).__module__.partition(".")[0] in ("httpx", "aiohttp")
+
+
+async def test_error_of_the_stream_of_httpx_is_the_same_object() -> None:
+    """SR7."""
+    httpx = pytest.importorskip("httpx")
+    error = ConnectionResetError("half way")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield WASM[:5]
+        raise error
+
+    headers = {"Content-Type": "application/wasm"}
+    with pytest.raises(ConnectionResetError) as caught:
+        await aw.compile_streaming(httpx.Response(200, headers=headers, content=content()))
+
+    assert caught.value is error
+
+
+async def test_error_of_the_content_of_aiohttp_is_the_same_object(server: str) -> None:
+    """SR7."""
+    aiohttp = pytest.importorskip("aiohttp")
+    error = ConnectionResetError("half way")
+
+    async with aiohttp.ClientSession() as session, session.get(f"{server}/ok") as response:
+        response.content.set_exception(error)
+        with pytest.raises(ConnectionResetError) as caught:
+            await aw.compile_streaming(response)
+
+    assert caught.value is error
+
+
+async def test_cancelled_read_ends_the_connection(client: Any) -> None:
+    """CO4: the server, which waits with the second half, sees the client go."""
+    sent, gone = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_answer("/cut"))
+        await writer.drain()
+        sent.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as running:
+        host, port = running.sockets[0].getsockname()
+        task = asyncio.ensure_future(_compile(client.unread(f"http://{host}:{port}/")))
+        await sent.wait()
+
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with anyio.fail_after(10):
+            await gone.wait()
+
+
+@pytest.mark.parametrize("part", [-1, 5], ids=["whole", "part"])
+async def test_aiohttp_response_that_was_read_is_a_type_error(server: str, part: int) -> None:
+    """SR6."""
+    aiohttp = pytest.importorskip("aiohttp")
+    async with aiohttp.ClientSession() as session, session.get(f"{server}/ok") as response:
+        await response.content.read(part)
+
+        with pytest.raises(TypeError, match="has been read"):
+            await aw.compile_streaming(response)
+
+
+async def test_httpx_response_that_was_closed_is_a_type_error(server: str) -> None:
+    """SR6."""
+    httpx = pytest.importorskip("httpx")
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        async with client.stream("GET", f"{server}/ok") as response:
+            pass
+
+        with pytest.raises(TypeError, match="closed"):
+            await aw.compile_streaming(response)
+
+
+def _synchronous(httpx: Any) -> Any:
+    """Return a synchronous client whose server is a function."""
+
+    def serve(_: Any) -> Any:
+        return httpx.Response(
+            200, headers={"Content-Type": "application/wasm"}, stream=stream(WASM)
+        )
+
+    stream: Any = type(
+        "Stream",
+        (httpx.SyncByteStream,),
+        {
+            "__init__": lambda self, body: setattr(self, "body", body),
+            "__iter__": lambda self: iter([self.body]),
+        },
+    )
+    return httpx.Client(transport=httpx.MockTransport(serve))
+
+
+@in_both_functions
+async def test_response_of_the_synchronous_client_is_accepted_when_read(consume: Consume) -> None:
+    """SR1."""
+    with _synchronous(pytest.importorskip("httpx")) as client:
+        first = await consume(client.get("http://test"))
+        second = await consume(asyncio.to_thread(client.get, "http://test"))
+
+    assert first.digest == second.digest
+
+
+async def test_unread_response_of_the_synchronous_client_is_a_type_error() -> None:
+    """SR2: its body cannot be awaited."""
+    with _synchronous(pytest.importorskip("httpx")) as client:
+        with client.stream("GET", "http://test") as response:
+            with pytest.raises(TypeError, match="synchronous"):
+                await aw.compile_streaming(response)
+            assert not response.is_closed
+            assert response.read() == WASM
+
+        request = client.build_request("GET", "http://test")
+        response = client.send(request, stream=True)
+        with pytest.raises(TypeError, match="synchronous"):
+            await aw.compile_streaming(_soon(response))
+        assert response.is_closed
+
+
+async def test_several_content_types_are_refused() -> None:
+    """SR3: joined, as fetch joins them."""
+    httpx = pytest.importorskip("httpx")
+    headers = [("Content-Type", "application/wasm")] * 2
+
+    with pytest.raises(TypeError, match="application/wasm, application/wasm"):
+        await aw.compile_streaming(httpx.Response(200, headers=headers, content=WASM))
+
+
+def test_httpx_works_under_trio() -> None:
+    """SR1, SR3, SR5: with a real server, read whole and streamed."""
+    trio = pytest.importorskip("trio")
+    httpx = pytest.importorskip("httpx")
+    results: list[Any] = []
+
+    async def serve(stream: Any) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += await stream.receive_some()
+        await stream.send_all(_answer(request.split()[1].decode()))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            host, port = listener.socket.getsockname()
+            address = f"http://{host}:{port}"
+            async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+                request = client.build_request("GET", f"{address}/ok")
+                results.append(await aw.compile_streaming(client.get(f"{address}/gzip")))
+                results.append(await aw.compile_streaming(client.send(request, stream=True)))
+                async with client.stream("GET", f"{address}/ok") as response:
+                    _, instance = await aw.instantiate_streaming(response)
+                    results.append(await instance.exports.f.call_async())
+                with pytest.raises(TypeError):
+                    await aw.compile_streaming(client.get(f"{address}/missing"))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+    assert [module.digest for module in results[:2]] == [aw.Module(WASM).digest] * 2
+    assert results[2] == 7
