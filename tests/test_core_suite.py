@@ -31,12 +31,13 @@ from tests.core_suite import (
     run_script,
 )
 from tests.core_suite.__main__ import main
-from tests.core_suite._exact import wrap
+from tests.core_suite._exact import Probe, wrap
 from tests.core_suite._reader import Atom, Form, String, Text, read
 from tests.core_suite._report import from_json, summary, table, to_json
 from tests.core_suite._runner import Session
 from tests.core_suite._samples import FUNCTIONS, GOOD, WRONG
 from tests.core_suite._script import Action, InstanceForm, ModuleForm, Registration
+from tests.core_suite._spectest import Spectest
 from tests.core_suite._values import (
     Either,
     Host,
@@ -268,6 +269,7 @@ def test_comment_inside_a_command_is_read_over() -> None:
         '(assert_invalid (invoke "f") "x")',
         "(assert_return (module) (i32.const 1))",
         '(assert_return "f")',
+        '(assert_return (call "f"))',
         '(assert_exception (invoke "f") "x")',
         '(get "g" (i32.const 1))',
         "(module instance $a $b $c)",
@@ -538,9 +540,8 @@ def test_good_script_passes(face: Face) -> None:
     assert len(report.outcomes) == len(parse_script(GOOD))
 
 
-@pytest.mark.parametrize("tier", ["baseline", "optimized"])
-def test_tier_can_be_chosen(tier: Tier) -> None:
-    report = run('(module (func (export "f")))(assert_return (invoke "f"))', tier=tier)
+def test_tier_can_be_chosen() -> None:
+    report = run('(module (func (export "f")))(assert_return (invoke "f"))', tier="optimized")
 
     assert report.lines() == []
 
@@ -661,6 +662,23 @@ def test_wrapper_is_a_valid_module(parameters: tuple[str, ...], results: tuple[s
     assert aw.validate(aw.wat2wasm(text))
 
 
+def test_probe_names_what_is_no_reference_of_the_guest() -> None:
+    with aw.Engine(aw.EngineConfig()) as engine, aw.Store(engine=engine) as store:
+        probe = Probe(store, engine)
+
+        assert probe.kind_of(2**30) == "out of range for i31"
+        assert probe.kind_of(True) == "bool"
+        assert probe.kind_of(Path()) == type(Path()).__name__
+
+
+def test_host_functions_refuse_other_types() -> None:
+    keep = Spectest()["print_i32"]
+    assert callable(keep)
+
+    with pytest.raises(AssertionError, match="expected"):
+        keep(1.0)
+
+
 # Reports and the command line.
 
 REPORTS = [
@@ -729,7 +747,7 @@ def test_command_prints_failures(suite: Path, capsys: pytest.CaptureFixture[str]
 
 def test_command_succeeds(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(suite), "good", "--jobs", "0"]) == 0
-    assert main([str(suite / "good.wast"), "--jobs", "0", "--tier", "baseline"]) == 0
+    assert main([str(suite / "good.wast"), "--jobs", "0", "--tier", "optimized"]) == 0
     assert "FAILED" not in capsys.readouterr().err
 
 
@@ -745,8 +763,11 @@ def test_command_without_scripts_is_misuse(
 
 
 @pytest.mark.slow
-def test_command_runs_scripts_in_processes(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main([str(suite), "--jobs", "2", "--tier", "optimized", "--json"])
+@pytest.mark.parametrize("tier", ["baseline", "optimized"])
+def test_command_runs_scripts_in_processes(
+    suite: Path, tier: Tier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main([str(suite), "--jobs", "2", "--tier", tier, "--json"])
     reports = from_json(capsys.readouterr().out)
 
     assert code == 1

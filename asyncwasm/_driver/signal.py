@@ -7,11 +7,24 @@ block the waking thread.
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+
+    class _Lazy:
+        """asyncio, imported when a loop of its is there anyway."""
+
+        def __getattr__(self, name: str) -> Any:
+            import asyncio
+
+            return getattr(asyncio, name)
+
+    asyncio = _Lazy()
 
 
 class AsyncioSignal:

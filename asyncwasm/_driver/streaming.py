@@ -122,10 +122,8 @@ class _Httpx:
         pass  # one that has been read in part counts as consumed
 
     async def close(self) -> None:
-        if getattr(self.response, "is_closed", False):
-            return  # so has one of the synchronous client, which refuses aclose()
         if self._is_synchronous:
-            self.response.close()
+            self.response.close()  # aclose() refuses
         else:
             await self.response.aclose()
 
@@ -226,8 +224,6 @@ async def _read_source(source: object, limit: int) -> bytearray:
 
 def _view(source: Any) -> _View | None:
     """Return a view of *source* if it is a response."""
-    if isinstance(source, type):
-        return None  # has the attributes of its instances
     for view in (_Httpx, _Aiohttp):
         if (
             hasattr(source, view.status_name)

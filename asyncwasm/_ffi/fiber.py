@@ -20,6 +20,7 @@ values are made there too (`action`). That is our own code, and shallow; rule 1 
 
 from __future__ import annotations
 
+import _signal
 import ctypes
 import signal
 import struct
@@ -245,36 +246,35 @@ class Fiber:
                 self.delete()
 
 
-_DEFERRED = [
-    getattr(signal, name)
+# The C functions below the module's own, which spend most of their time on enumerations.
+_get_handler: Callable[[int], Any] = _signal.getsignal
+_set_handler: Callable[[int, Any], Any] = _signal.signal
+_DEFERRED = tuple(
+    int(getattr(signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
-]
+)
+_caught: list[int] = []
 
 
-def _may_raise(handler: object) -> bool:
-    # The no-op that asyncio installs is left in place: taking it out would also undo its
-    # `signal.siginterrupt`.
-    return callable(handler) and getattr(handler, "__name__", "") != "_sighandler_noop"
+def _catch(number: int, frame: object) -> None:
+    _caught.append(number)
 
 
 def _poll_deferring_signals(future: int) -> bool:
-    caught: list[int] = []
-
-    def catch(number: int, frame: object) -> None:
-        caught.append(number)
-
-    handlers: list[tuple[int, Callable[..., Any]]] = []
+    handlers: list[tuple[int, Any]] = []
     try:
         for number in _DEFERRED:
-            handler = signal.getsignal(number)
-            if _may_raise(handler):
-                handlers.append((number, handler))  # type: ignore[arg-type]  # callable, see above
-                signal.signal(number, catch)
+            handler = _get_handler(number)
+            # 0 and 1 are no Python functions. The no-op that asyncio installs is left in place:
+            # taking it out would also undo its `signal.siginterrupt`.
+            if callable(handler) and getattr(handler, "__name__", "") != "_sighandler_noop":
+                handlers.append((number, handler))
+                _set_handler(number, _catch)
         done: bool = lib.wasmtime_call_future_poll(future)
     finally:
         for number, handler in handlers:
-            signal.signal(number, handler)
-        for number in caught:
-            signal.raise_signal(number)
+            _set_handler(number, handler)
+        while _caught:
+            signal.raise_signal(_caught.pop())
     return done

@@ -10,9 +10,7 @@ Rule 3: a function that is not in PROTOTYPES is not called.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
-import platform
 import sys
 import threading
 from pathlib import Path
@@ -63,12 +61,20 @@ PROTOTYPES = {
     "wasm_valtype_delete": "v p",
     "wasm_valtype_vec_delete": "v p",
     "wasm_valtype_vec_new": "v p z p",
+    "wasmtime_anyref_as_array": "b p p p",
     "wasmtime_anyref_from_i31": "v p I p",
     "wasmtime_anyref_from_raw": "v p I p",
     "wasmtime_anyref_i31_get_s": "b p p p",
     "wasmtime_anyref_is_array": "b p p",
     "wasmtime_anyref_is_struct": "b p p",
     "wasmtime_anyref_to_raw": "I p p",
+    "wasmtime_array_type_delete": "v p",
+    "wasmtime_array_type_element": "v p p",
+    "wasmtime_arrayref_get": "p p p I p",
+    "wasmtime_arrayref_len": "p p p p",
+    "wasmtime_arrayref_set": "p p p I p",
+    "wasmtime_arrayref_type": "p p p",
+    "wasmtime_arrayref_unroot": "v p",
     "wasmtime_call_future_delete": "v p",
     "wasmtime_call_future_poll": "b p",
     "wasmtime_config_async_stack_size_set": "v p z",
@@ -115,6 +121,7 @@ PROTOTYPES = {
     "wasmtime_externref_from_raw": "v p I p",
     "wasmtime_externref_new": "b p p p p",
     "wasmtime_externref_to_raw": "I p p",
+    "wasmtime_field_type_delete": "v p",
     "wasmtime_frame_func_name": "p p",
     "wasmtime_frame_module_name": "p p",
     "wasmtime_func_call": "p p p p z p z p",
@@ -175,6 +182,8 @@ PROTOTYPES = {
 
 
 def _version() -> str:
+    import importlib.metadata
+
     low, high = SUPPORTED
     remedy = f"asyncwasm needs wasmtime >= {low}, < {high}: python -m pip install 'wasmtime>={low},<{high}'"
     try:
@@ -187,6 +196,8 @@ def _version() -> str:
 
 
 def _path() -> Path:
+    import platform
+
     spec = importlib.util.find_spec("wasmtime")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("the wasmtime package has no directory", name="wasmtime")

@@ -6,7 +6,6 @@ Rule 1: a warning points at the caller's line, not at ours.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -109,7 +108,8 @@ def blocking_call(seconds: float, name: str) -> None:
 
 
 def _loop_is_running() -> bool:
-    if asyncio._get_running_loop() is not None:
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
         return True
     trio: Any = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())

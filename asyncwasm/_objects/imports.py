@@ -3,6 +3,7 @@ Reading imports, in the order and with the errors of the JS API.
 
 Rule 1: everything is read before anything is bound or instantiated; what an attribute or a
 mapping raises propagates unchanged.
+Rule 2: what builtins and string constants satisfy comes first; nobody else is asked for it.
 Spec: https://webassembly.github.io/spec/js-api/#read-the-imports
 """
 
@@ -23,6 +24,7 @@ from .._types import (
     TableType,
     TagType,
 )
+from .builtins import Builtin
 from .function import ExportedFunction, Suspending, concrete_kinds, host_function
 from .global_ import Global
 from .memory import Memory
@@ -42,19 +44,27 @@ _CLASSES: dict[str, type[StoreObject]] = {
 _NO_OBJECT = (type(None), bool, int, float, complex, str, bytes, bytearray, memoryview)
 
 
-def read_imports(artifact: Artifact, imports: Any) -> list[Any]:
-    """Return one value for each import of *artifact*, checked as far as a value tells."""
+def read_imports(
+    artifact: Artifact, provided: Mapping[int, Builtin | str], imports: Any
+) -> list[Any]:
+    """
+    Return one value for each import of *artifact*, checked as far as a value tells.
+
+    For what is in *provided*, by the import's position, *imports* is not asked.
+    """
     declared = artifact.info.imports
     if imports is not None and isinstance(imports, _NO_OBJECT):
         raise TypeError(f"expected a mapping of imports, got {type(imports).__name__}")
-    if imports is None:
-        if declared:
-            raise TypeError(
-                f"the module imports {declared[0].module!r} {declared[0].name!r} and "
-                f"{len(declared) - 1} more; give a mapping of imports"
-            )
-        return []
-    return [_read(imports, each) for each in declared]
+    if imports is None and len(provided) < len(declared):
+        missing = [each for index, each in enumerate(declared) if index not in provided]
+        raise TypeError(
+            f"the module imports {missing[0].module!r} {missing[0].name!r} and "
+            f"{len(missing) - 1} more; give a mapping of imports"
+        )
+    return [
+        provided[index] if index in provided else _read(imports, each)
+        for index, each in enumerate(declared)
+    ]
 
 
 def _read(imports: Any, declared: Import) -> Any:
@@ -237,6 +247,9 @@ def definitions(
     for declared, value in zip(artifact.info.imports, values, strict=True):
         if isinstance(value, StoreObject) and isinstance(value, _CLASSES[declared.kind]):
             made.append(value._bind(store))
+        elif isinstance(value, Builtin):
+            assert isinstance(declared.type, FunctionType)
+            made.append(value.host_function(store, declared.type))
         elif declared.kind == "function":
             assert isinstance(declared.type, FunctionType)
             made.append(

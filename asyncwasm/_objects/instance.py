@@ -108,7 +108,7 @@ class Preparation:
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         explicit = ambient_or(store)
-        values = read_imports(artifact, imports)
+        values = read_imports(artifact, module._provided, imports)
 
         def make() -> Store:
             return Store(engine=artifact.engine, limits=limits)

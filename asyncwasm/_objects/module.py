@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._binary import custom_sections
 from .._runtime.engine import Artifact, Engine, default_engine
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
+from .builtins import Builtin
 from .conversions import Source, read_now
+from .options import NO_OPTIONS, CompileOptions
 
 
 class Module:
@@ -23,29 +25,52 @@ class Module:
     Args:
         source: A complete wasm binary, or the path of one.
         engine: Engine to compile for; the process-wide default if omitted.
+        builtins: Names of the builtin sets to import from, such as ``"js-string"``; names of
+            unknown sets are ignored.
+        imported_string_constants: The import module whose globals are strings, each with its
+            own name as its value.
     Raises:
-        CompileError: If *source* is not a valid module; `offset` tells where.
+        CompileError: If *source* is not a valid module; `offset` tells where. If a set is named
+            twice, or an import has another type than the builtin or constant that is there for it.
         LargeModuleError: If it is above the guard's limit, and the guard is set to "error".
-        TypeError: If *source* is neither bytes-like nor a path.
+        TypeError: If *source* is neither bytes-like nor a path, or an option has the wrong type.
         ClosedResourceError: If the engine has been closed.
     Spec: https://webassembly.github.io/spec/js-api/#dom-module-module
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_artifact")
+    __slots__ = ("__dict__", "__weakref__", "_artifact", "_options", "_provided")
 
     _artifact: Artifact
+    _options: CompileOptions
+    _provided: Mapping[int, Builtin | str]  # what the options satisfy, by the import's position
 
-    def __init__(self, source: Source, /, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        /,
+        *,
+        engine: Engine | None = None,
+        builtins: Iterable[str] = (),
+        imported_string_constants: str | None = None,
+    ) -> None:
         binary = read_now(source)
+        options = CompileOptions.read(builtins, imported_string_constants)
         chosen = engine_or_default(engine)
         guard.check_module(len(binary), "Module()", "`await asyncwasm.compile(...)`")
-        self._artifact = chosen.compile_now(binary)
+        self._setup(chosen.compile_now(binary), options)
 
     @classmethod
-    def _from_artifact(cls, artifact: Artifact) -> Module:
+    def _from_artifact(
+        cls, artifact: Artifact, options: CompileOptions = NO_OPTIONS
+    ) -> Module:
         self = cls.__new__(cls)
-        self._artifact = artifact
+        self._setup(artifact, options)
         return self
+
+    def _setup(self, artifact: Artifact, options: CompileOptions) -> None:
+        self._artifact = artifact
+        self._options = options
+        self._provided = options.provide(artifact.info)
 
     @property
     def byte_length(self) -> int:
@@ -85,6 +110,8 @@ class Module:
         """
         Return what the module imports, in declaration order.
 
+        What builtins and string constants satisfy is left out.
+
         Returns:
             A new list at each call.
         Spec: https://webassembly.github.io/spec/js-api/#dom-module-imports
@@ -92,7 +119,8 @@ class Module:
         _check(self)
         return [
             ImportDescriptor(each.module, each.name, each.kind, each.type)
-            for each in self._artifact.info.imports
+            for index, each in enumerate(self._artifact.info.imports)
+            if index not in self._provided
         ]
 
     def custom_sections(self, name: str, /) -> list[bytes]:
@@ -114,7 +142,13 @@ class Module:
         return f"<asyncwasm.Module{shown} {self.byte_length:,} bytes {self.digest[:12]}>"
 
     def __reduce__(self) -> Any:
-        return _unpickle, (type(self), self._artifact.binary, self._artifact.engine.config)
+        artifact = self._artifact
+        return _unpickle, (
+            type(self),
+            artifact.binary,
+            artifact.engine.config,
+            tuple(self._options),
+        )
 
 
 def _check(module: object) -> None:
@@ -122,11 +156,13 @@ def _check(module: object) -> None:
         raise TypeError(f"expected a Module, got {type(module).__name__}")
 
 
-def _unpickle(cls: type[Module], binary: bytes, config: Any) -> Module:
+def _unpickle(
+    cls: type[Module], binary: bytes, config: Any, options: tuple[Any, ...] = ()
+) -> Module:
     engine = default_engine()
     if engine.config != config:
         engine = Engine(config)
-    return cls._from_artifact(engine.compile_now(binary))
+    return cls._from_artifact(engine.compile_now(binary), CompileOptions(*options))
 
 
 def engine_or_default(engine: Engine | None) -> Engine:
@@ -136,10 +172,3 @@ def engine_or_default(engine: Engine | None) -> Engine:
     if not isinstance(engine, Engine):
         raise TypeError(f"expected an Engine, got {type(engine).__name__}")
     return engine
-
-
-def builtin_names(builtins: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of builtin sets."""
-    if isinstance(builtins, str):
-        raise TypeError(f"expected a sequence of names for builtins, got {builtins!r}")
-    return tuple(builtins)

@@ -120,5 +120,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(report.failures for report in reports) else 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - only a process of its own comes here
     sys.exit(main())

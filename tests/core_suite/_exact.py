@@ -101,11 +101,18 @@ def arguments(constants: Sequence[Constant], type: aw.FunctionType) -> list[obje
 
 
 def translate(pattern: Pattern, type: str) -> Pattern:
-    """Return what *pattern*, of a result of *type*, is for the wrapped function."""
+    """
+    Return what *pattern*, of a result of *type*, is for the wrapped function.
+
+    Raises:
+        ValueError: If no result of *type* can match it.
+    """
     if isinstance(pattern, Either):
         return Either(tuple(translate(choice, type) for choice in pattern.patterns))
     if isinstance(pattern, Number):
-        return Number("i32", pattern.lanes) if pattern.type == "f32" else pattern
+        if pattern.type != type:
+            raise ValueError(f"expected {pattern}, the function gives {type}")
+        return Number("i32", pattern.lanes) if type == "f32" else pattern
     if is_exception(type):
         return Number("i32", (Lane(32, isinstance(pattern, Null)),))
     return pattern
@@ -132,8 +139,6 @@ class Probe:
         if self._instance is None:
             module = aw.Module(aw.wat2wasm(_PROBE), engine=self._engine)
             self._instance = aw.Instance(module, store=self._store)
-        for name, test in self._instance.exports.items():
-            assert isinstance(test, aw.ExportedFunction)
-            if test(value):
-                return name
-        return "GCObject"
+        tests = self._instance.exports
+        kinds = [name for name, test in tests.items() if callable(test) and test(value)]
+        return " and ".join(kinds) or "GCObject"

@@ -245,15 +245,24 @@ class Session:
             if not isinstance(exported, aw.Global):
                 raise Failure(f"export {action.export!r} is no global: {exported!r}")
             return exported.value
-        if _exact.needs_wasm(action.arguments):
-            return self._call_exactly(action)
-        return self._call(self._function(action), list(map(to_python, action.arguments)))
-
-    def _call_exactly(self, action: Action) -> object:
-        """Call from inside wasm; f32 results are i32 then."""
         function = self._function(action)
-        arguments = _exact.arguments(action.arguments, function.type)
-        return self._call(self._wrap(function), arguments)
+        return self._invoke(function, action, self._is_hidden(function, action))
+
+    def _is_hidden(
+        self, function: aw.ExportedFunction, action: Action, expected: Sequence[Pattern] = ()
+    ) -> bool:
+        """Whether something crosses that Python cannot see."""
+        types = function.type
+        return _exact.needs_wasm((*action.arguments, *expected)) or any(
+            map(_exact.is_exception, (*types.parameters, *types.results))
+        )
+
+    def _invoke(self, function: aw.ExportedFunction, action: Action, hidden: bool) -> object:
+        """Call *function*: from inside wasm if *hidden*, and f32 results are i32 then."""
+        if hidden:
+            arguments = _exact.arguments(action.arguments, function.type)
+            return self._call(self._wrap(function), arguments)
+        return self._call(function, list(map(to_python, action.arguments)))
 
     def _export(self, action: Action) -> object:
         exports = self._instance(action.instance).exports
@@ -286,18 +295,15 @@ class Session:
         if action.kind == "get":
             values: tuple[object, ...] = (self._perform(action),)
         else:
-            types = self._function(action).type.results
+            function = self._function(action)
+            types = function.type.results
             if len(types) != len(expected):
                 raise Failure(f"expected {len(expected)} results, the function has {types}")
-            seen = (*action.arguments, *expected)
-            if _exact.needs_wasm(seen) or any(map(_exact.is_exception, types)):
+            hidden = self._is_hidden(function, action, expected)
+            if hidden:
                 expected = list(map(_exact.translate, expected, types))
-                result = self._call_exactly(action)
-            else:
-                result = self._perform(action)
-            # None is no result as well as one null; a tuple is never a value itself.
-            single = len(types) == 1
-            values = (result,) if single else () if result is None else _as_tuple(result)
+            result = self._invoke(function, action, hidden)
+            values = _as_tuple(result, len(types))
         if len(values) != len(expected):
             raise Failure(f"expected {len(expected)} results, got {values!r}")
         for pattern, value in zip(expected, values, strict=True):
@@ -306,8 +312,11 @@ class Session:
                 raise Failure(problem)
 
 
-def _as_tuple(result: object) -> tuple[object, ...]:
-    return result if isinstance(result, tuple) else (result,)
+def _as_tuple(result: object, count: int) -> tuple[object, ...]:
+    """Return the *count* values that *result* is: None is no result as well as one null."""
+    if isinstance(result, tuple):
+        return result
+    return () if count == 0 and result is None else (result,)
 
 
 def _describe(exc: BaseException) -> str:

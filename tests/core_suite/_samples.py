@@ -31,6 +31,8 @@ GOOD: Final = r"""
   (func (export "extern") (param externref) (result externref) (local.get 0))
   (func (export "any") (param anyref) (result anyref) (local.get 0))
   (func (export "exn") (result exnref) (ref.null exn))
+  (func (export "exn-in") (param i32 exnref f32) (result f32 exnref v128 externref)
+    (local.get 2) (local.get 1) (v128.const i64x2 1 2) (ref.null extern))
   (func (export "func") (result funcref) (ref.func $print))
   (func (export "struct") (result anyref) (struct.new $s))
   (func (export "array") (result anyref) (array.new $a (i32.const 0) (i32.const 1)))
@@ -61,6 +63,9 @@ GOOD: Final = r"""
 (assert_return (invoke "extern" (ref.null extern)) (ref.null extern))
 (assert_return (invoke "any" (ref.host 1)) (ref.host 1))
 (assert_return (invoke "exn") (ref.null exn))
+(assert_return (invoke "exn-in" (i32.const 1) (ref.null exn) (f32.const 2))
+  (either (f32.const 1) (f32.const 2)) (ref.null) (v128.const i64x2 1 2) (ref.null extern))
+(invoke "exn-in" (i32.const 1) (ref.null noexn) (f32.const nan:0x1))
 (assert_return (invoke "func") (ref.func))
 (assert_return (invoke "struct") (ref.struct))
 (assert_return (invoke "struct") (ref.eq))
@@ -152,6 +157,11 @@ WRONG: Final = (
         "expected i32 0x00000002, got 0x00000001; expected i32 0x00000003",
     ),
     ('(assert_return (invoke "trap"))', "unexpected Trap"),
+    ('(assert_return (get "g"))', "expected 0 results, got (1,)"),
+    ('(assert_return (invoke "signalling") (i32.const 1))', "expected a"),
+    ('(assert_return (invoke "same" (f32.const nan:0x1)) (i32.const 0x7f800001))', "gives f32"),
+    ('(assert_return (invoke "same") (f32.const 1))', "unexpected TypeError"),
+    ('(assert_return (invoke "same" (f32.const nan:0x1) (ref.null)) (f32.const 1))', "argument"),
     ('(assert_return (get "g") (i32.const 2))', "got 0x00000001"),
     ('(assert_return (get "one") (i32.const 1))', "is no global"),
     ('(assert_return (invoke "g") (i32.const 1))', "is no function"),

@@ -1085,13 +1085,19 @@ async def test_unread_response_of_the_synchronous_client_is_a_type_error() -> No
         assert response.is_closed
 
 
-async def test_several_content_types_are_refused() -> None:
+@pytest.mark.parametrize("library", ["httpx", "aiohttp"])
+async def test_several_content_types_are_refused(library: str) -> None:
     """SR3: joined, as fetch joins them."""
-    httpx = pytest.importorskip("httpx")
     headers = [("Content-Type", "application/wasm")] * 2
+    response: Any
+    if library == "httpx":
+        response = pytest.importorskip("httpx").Response(200, headers=headers, content=WASM)
+    else:
+        response = AiohttpResponse()
+        response.headers = pytest.importorskip("multidict").CIMultiDict(headers)
 
     with pytest.raises(TypeError, match="application/wasm, application/wasm"):
-        await aw.compile_streaming(httpx.Response(200, headers=headers, content=WASM))
+        await aw.compile_streaming(response)
 
 
 def test_httpx_works_under_trio() -> None:
