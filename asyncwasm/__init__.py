@@ -54,7 +54,6 @@ from ._types import ImportDescriptor as ImportDescriptor
 from ._types import MemoryType as MemoryType
 from ._types import TableType as TableType
 from ._types import TagType as TagType
-
 from ._version import __version__ as __version__
 
 __all__ = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, overload
 
+from ._binary import decode
 from ._driver.compiling import (
     Instantiated,
     at_await,
@@ -18,13 +19,19 @@ from ._ffi import compiling
 from ._objects.conversions import Source, read_now, source_reader
 from ._objects.instance import Instance, Preparation
 from ._objects.module import Module, engine_or_default
+from ._objects.options import NO_OPTIONS, CompileOptions
 from ._runtime.config import Limits
 from ._runtime.engine import Engine
 from ._runtime.store import Store
 
 
 def compile(
-    source: Source, /, *, engine: Engine | None = None
+    source: Source,
+    /,
+    *,
+    engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
 ) -> Coroutine[Any, Any, Module]:
     """
     Compile *source* on the engine's worker threads and return a module.
@@ -35,11 +42,16 @@ def compile(
         source: A complete wasm binary, read at the call, so that it may change afterwards; or
             a path, read on a worker thread.
         engine: Engine to compile for; the process-wide default if omitted.
+        builtins: Names of the builtin sets to import from, such as ``"js-string"``; names of
+            unknown sets are ignored.
+        imported_string_constants: The import module whose globals are strings, each with its
+            own name as its value.
     Returns:
         The module. It may be instantiated any number of times, in any store of the same engine.
     Raises:
-        CompileError: If *source* is not a valid module; `offset` tells where.
-        TypeError: If *source* is neither bytes-like nor a path.
+        CompileError: If *source* is not a valid module; `offset` tells where. If a set is named
+            twice, or an import has another type than the builtin or constant that is there for it.
+        TypeError: If *source* is neither bytes-like nor a path, or an option has the wrong type.
         OSError: If the file cannot be read.
         ClosedResourceError: If the engine has been closed.
     Cancellation: The wait ends at once; a compilation already running finishes unseen and is
@@ -48,7 +60,8 @@ def compile(
     """
 
     def begin() -> Coroutine[Any, Any, Module]:
-        return compile_module(engine_or_default(engine), *source_reader(source))
+        options = CompileOptions.read(builtins, imported_string_constants)
+        return compile_module(engine_or_default(engine), *source_reader(source), options)
 
     return at_await(begin)
 
@@ -73,6 +86,8 @@ def instantiate(
     store: Store | None = None,
     limits: Limits | None = None,
     engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
 ) -> Coroutine[Any, Any, Instantiated]: ...
 
 
@@ -84,6 +99,8 @@ def instantiate(
     store: Store | None = None,
     limits: Limits | None = None,
     engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
 ) -> Coroutine[Any, Any, Any]:
     """
     Instantiate a module, compiling it first if *source* is bytes or a path.
@@ -97,11 +114,14 @@ def instantiate(
         store: Store to instantiate in; that of the imports, or a new one, if omitted.
         limits: What the guest may take, for a new store.
         engine: Engine to compile for, if *source* is not a module.
+        builtins: Builtin sets, as for `compile`, if *source* is not a module.
+        imported_string_constants: The module of string constants, likewise.
     Returns:
         The instance if *source* is a module, otherwise ``Instantiated(module, instance)``.
     Raises:
-        CompileError: If *source* is not a valid module.
-        TypeError: If *source* is nothing of the kind, or *imports* has the wrong shape.
+        CompileError: If *source* is not a valid module, or the options do not fit its imports.
+        TypeError: If *source* is nothing of the kind, or *imports* has the wrong shape. If
+            options are given with a module, which has its own.
         LinkError: If an import is missing, has the wrong type, or lives in another store.
         Trap: If the start function traps, or a segment does not fit.
         ClosedResourceError: If the engine or the store has been closed.
@@ -111,22 +131,30 @@ def instantiate(
     """
 
     def begin() -> Coroutine[Any, Any, Any]:
+        options = CompileOptions.read(builtins, imported_string_constants)
         if isinstance(source, Module):
             if engine is not None:
                 raise TypeError("a Module has its engine; give engine= to compile it")
+            if options != NO_OPTIONS:
+                raise TypeError("a Module has its options; give them to compile it")
             return instantiate_prepared(Preparation(source, imports, store, limits))
         chosen = engine
         if chosen is None and store is not None:
             chosen = store.engine
         return instantiate_source(
-            engine_or_default(chosen), *source_reader(source), imports, store, limits
+            engine_or_default(chosen), *source_reader(source), imports, store, limits, options
         )
 
     return at_await(begin)
 
 
 def compile_streaming(
-    source: StreamingSource, /, *, engine: Engine | None = None
+    source: StreamingSource,
+    /,
+    *,
+    engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
 ) -> Coroutine[Any, Any, Module]:
     """
     Compile the body of an HTTP response and return a module.
@@ -139,10 +167,13 @@ def compile_streaming(
         source: A response of httpx or aiohttp, or an awaitable of one, which is closed when it
             has been read; one that is given as such is not. Or an async iterable of bytes.
         engine: Engine to compile for; the process-wide default if omitted.
+        builtins: Builtin sets, as for `compile`.
+        imported_string_constants: The module of string constants, likewise.
     Returns:
         The module.
     Raises:
-        CompileError: If the body is not a valid module, or larger than the engine takes.
+        CompileError: If the body is not a valid module, or larger than the engine takes; if the
+            options do not fit its imports.
         TypeError: If *source* is nothing of the kind; if the status (then there is an attribute
             `status`) or the type of the response is another, or its body has been consumed; if
             a chunk is not bytes-like.
@@ -157,7 +188,8 @@ def compile_streaming(
     """
 
     def begin() -> Coroutine[Any, Any, Module]:
-        return compile_streamed(engine_or_default(engine), source)
+        options = CompileOptions.read(builtins, imported_string_constants)
+        return compile_streamed(engine_or_default(engine), source, options)
 
     return at_await(begin)
 
@@ -170,6 +202,8 @@ def instantiate_streaming(
     store: Store | None = None,
     limits: Limits | None = None,
     engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
 ) -> Coroutine[Any, Any, Instantiated]:
     """
     Compile the body of an HTTP response and instantiate the module.
@@ -184,10 +218,12 @@ def instantiate_streaming(
         store: Store to instantiate in; that of the imports, or a new one, if omitted.
         limits: What the guest may take, for a new store.
         engine: Engine to compile for; that of *store*, or the process-wide default, if omitted.
+        builtins: Builtin sets, as for `compile`.
+        imported_string_constants: The module of string constants, likewise.
     Returns:
         ``Instantiated(module, instance)``.
     Raises:
-        CompileError: If the body is not a valid module, or larger than the engine takes.
+        CompileError: As by `compile_streaming`.
         TypeError: As by `compile_streaming`, or if *imports* has the wrong shape.
         LinkError: If an import is missing, has the wrong type, or lives in another store.
         Trap: If the start function traps, or a segment does not fit.
@@ -201,12 +237,22 @@ def instantiate_streaming(
         chosen = engine
         if chosen is None and store is not None:
             chosen = store.engine
-        return instantiate_streamed(engine_or_default(chosen), source, imports, store, limits)
+        options = CompileOptions.read(builtins, imported_string_constants)
+        return instantiate_streamed(
+            engine_or_default(chosen), source, imports, store=store, limits=limits, options=options
+        )
 
     return at_await(begin)
 
 
-def validate(source: Source, /, *, engine: Engine | None = None) -> bool:
+def validate(
+    source: Source,
+    /,
+    *,
+    engine: Engine | None = None,
+    builtins: Iterable[str] = (),
+    imported_string_constants: str | None = None,
+) -> bool:
     """
     Return whether *source* is a valid module.
 
@@ -215,15 +261,20 @@ def validate(source: Source, /, *, engine: Engine | None = None) -> bool:
     Args:
         source: A complete wasm binary, or the path of one.
         engine: Engine whose proposals count; the process-wide default if omitted.
+        builtins: Builtin sets, as for `compile`; the imports must fit them.
+        imported_string_constants: The module of string constants, likewise.
     Raises:
-        TypeError: If *source* is neither bytes-like nor a path.
+        TypeError: If *source* is neither bytes-like nor a path, or an option has the wrong type.
     Spec: https://webassembly.github.io/spec/js-api/#dom-webassembly-validate
     """
     binary = read_now(source)
+    options = CompileOptions.read(builtins, imported_string_constants)
     chosen = engine_or_default(engine)
     if len(binary) > chosen.config.max_module_bytes:
         return False
-    return compiling.is_valid(chosen.native(chosen.variant(False)), binary)
+    if not compiling.is_valid(chosen.native(chosen.variant(False)), binary):
+        return False
+    return options == NO_OPTIONS or options.fit(decode(binary))
 
 
 def wat2wasm(text: str, /) -> bytes:
@@ -239,5 +290,3 @@ def wat2wasm(text: str, /) -> bytes:
     if not isinstance(text, str):
         raise TypeError(f"expected a str, got {type(text).__name__}")
     return compiling.wat2wasm(text)
-
-

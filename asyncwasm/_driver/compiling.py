@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .._objects.instance import Instance, Preparation
 from .._objects.module import Module
+from .._objects.options import NO_OPTIONS, CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
 from .._runtime.store import Store
@@ -38,10 +39,13 @@ async def result_of(job: Future[T]) -> T:
 
 
 async def compile_module(
-    engine: Engine, read: Callable[[], bytes], identity: object
+    engine: Engine,
+    read: Callable[[], bytes],
+    identity: object,
+    options: CompileOptions = NO_OPTIONS,
 ) -> Module:
     """Compile on the engine's threads."""
-    return Module._from_artifact(await result_of(engine.compile_soon(read, identity)))
+    return Module._from_artifact(await result_of(engine.compile_soon(read, identity)), options)
 
 
 async def instantiate_source(
@@ -51,9 +55,10 @@ async def instantiate_source(
     imports: Any,
     store: Store | None,
     limits: Limits | None,
+    options: CompileOptions = NO_OPTIONS,
 ) -> Instantiated:
     """Compile, then read the imports, then instantiate."""
-    module = await compile_module(engine, read, identity)
+    module = await compile_module(engine, read, identity, options)
     instance = await instantiate_prepared(Preparation(module, imports, store, limits))
     return Instantiated(module, instance)
 

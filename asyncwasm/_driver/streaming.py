@@ -23,6 +23,7 @@ from .. import _log
 from .._errors import CompileError
 from .._objects.conversions import BytesLike
 from .._objects.module import Module
+from .._objects.options import CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
 from .._runtime.store import Store
@@ -167,17 +168,23 @@ class _Aiohttp:
 _View: TypeAlias = _Httpx | _Aiohttp
 
 
-async def compile_streamed(engine: Engine, source: object) -> Module:
+async def compile_streamed(engine: Engine, source: object, options: CompileOptions) -> Module:
     """Read, then compile."""
-    return await compile_module(engine, *await stream_reader(source, engine))
+    return await compile_module(engine, *await stream_reader(source, engine), options)
 
 
 async def instantiate_streamed(
-    engine: Engine, source: object, imports: Any, store: Store | None, limits: Limits | None
+    engine: Engine,
+    source: object,
+    imports: Any,
+    *,
+    store: Store | None,
+    limits: Limits | None,
+    options: CompileOptions,
 ) -> Instantiated:
     """Read, compile, then read the imports, then instantiate."""
     reader = await stream_reader(source, engine)
-    return await instantiate_source(engine, *reader, imports, store, limits)
+    return await instantiate_source(engine, *reader, imports, store, limits, options)
 
 
 async def stream_reader(source: object, engine: Engine) -> tuple[Callable[[], bytes], object]:

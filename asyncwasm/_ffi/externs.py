@@ -460,3 +460,13 @@ def trap_new(message: str) -> int:
     text = message.encode()
     trap: int = lib.wasmtime_trap_new(text, len(text))
     return trap
+
+
+# fuel
+
+
+def get_fuel(handle: StoreHandle) -> int:
+    """Return the fuel that is left in a store that counts it."""
+    amount = ctypes.c_uint64()
+    check(lib.wasmtime_context_get_fuel(handle.context, ctypes.byref(amount)), RangeError)
+    return amount.value

@@ -43,6 +43,14 @@ class CompileOptions(NamedTuple):
             )
         return cls(names, imported_string_constants)
 
+    def fit(self, info: ModuleInfo) -> bool:
+        """Return whether the imports of a module can take what the options provide."""
+        try:
+            self.provide(info)
+        except CompileError:
+            return False
+        return True
+
     def provide(self, info: ModuleInfo) -> Mapping[int, Builtin | str]:
         """
         Return what satisfies imports, by their position: a builtin, or a constant's text.

@@ -224,13 +224,8 @@ class Store:
             return None
         if self._native is None:
             return self._limits.fuel
-        amount = externs.ctypes.c_uint64()
         with self.entered() as handle:
-            errors.check(
-                lib.wasmtime_context_get_fuel(handle.context, externs.ctypes.byref(amount)),
-                RangeError,
-            )
-        return amount.value
+            return externs.get_fuel(handle)
 
     @fuel.setter
     def fuel(self, amount: int) -> None:

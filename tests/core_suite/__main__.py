@@ -66,19 +66,30 @@ def _run_apart(options: argparse.Namespace, file: str) -> Report:
     command += ["--exact", "--jobs", "0", "--json", "--face", options.face]
     if options.tier:
         command += ["--tier", options.tier]
+    output: str | bytes | None
     try:
         done = subprocess.run(
             command, check=False, cwd=_ROOT, capture_output=True, text=True, timeout=options.timeout
         )
-    except subprocess.TimeoutExpired:
-        detail = f"did not end within {options.timeout:g} seconds"
-        return Report(file, [Outcome("process", 0, "failed", detail)], options.timeout)
-    try:
-        (report,) = from_json(done.stdout)
-    except ValueError:
+    except subprocess.TimeoutExpired as exc:
+        output = exc.stdout
+        problem = f"did not end within {options.timeout:g} seconds"
+    else:
+        output = done.stdout
         last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
-        detail = f"the process ended with code {done.returncode}: {last}"
-        return Report(file, [Outcome("process", 0, "failed", detail)])
+        problem = f"the process ended with code {done.returncode}: {last}"
+        if done.returncode == 0:
+            problem = ""
+    try:
+        (report,) = from_json(output or "")
+    except ValueError:
+        report = Report(file)
+    else:
+        # Failures end the process with 1. It may also have run the script and then died.
+        if report.failures and problem.startswith("the process ended with code 1:"):
+            problem = ""
+    if problem:
+        report.outcomes.append(Outcome("process", 0, "failed", problem))
     return report
 
 

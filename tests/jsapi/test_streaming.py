@@ -414,6 +414,40 @@ async def test_compile_options_are_taken() -> None:
     assert instance.exports.g.value == "hello"
 
 
+async def test_compile_options_are_kept_in_the_module() -> None:
+    """OP3."""
+    text = '(module (import "strings" "hello" (global $g externref)) (export "g" (global $g)))'
+
+    module = await aw.compile_streaming(
+        HttpxResponse([aw.wat2wasm(text)]), imported_string_constants="strings"
+    )
+
+    assert (await aw.instantiate(module)).exports.g.value == "hello"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "touched"),
+    [
+        ({"builtins": "js-string"}, TypeError, False),
+        ({"imported_string_constants": 5}, TypeError, False),
+        ({"builtins": ["js-string", "js-string"]}, aw.CompileError, True),
+    ],
+    ids=["text", "number", "duplicate"],
+)
+async def test_bad_compile_options_are_raised_when_awaited(
+    options: dict[str, Any], error: type[Exception], touched: bool
+) -> None:
+    """OP1."""
+    for function in (aw.compile_streaming, aw.instantiate_streaming):
+        response = HttpxResponse()
+        coroutine: Any = function(response, **options)
+
+        with pytest.raises(error):
+            await coroutine
+
+        assert response.touched is touched
+
+
 CLOSING: dict[str, tuple[dict[str, Any], type[Exception] | None]] = {
     "success": ({}, None),
     "type": ({"headers": {}}, TypeError),
