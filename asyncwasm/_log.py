@@ -13,14 +13,22 @@ from typing import Any
 
 _NAME = "asyncwasm"
 _stdlib = logging.getLogger(_NAME)
-_stdlib.addHandler(logging.NullHandler())  # keeps logging's last resort off stderr
+_silent = logging.NullHandler()  # keeps logging's last resort off stderr
+_stdlib.addHandler(_silent)
+
+
+def _is_heard(level: int) -> bool:
+    """Return whether anybody has asked logging for our events of *level*."""
+    return _stdlib.isEnabledFor(level) and any(
+        handler is not _silent for handler in (*_stdlib.handlers, *logging.root.handlers)
+    )
 
 
 def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
     """Emit event *name* with *facts*; units are part of the facts' names."""
-    structlog = sys.modules.get("structlog")
-    configured = structlog is not None and structlog.is_configured()
-    if not configured and not _stdlib.isEnabledFor(level):
+    loaded: Any = sys.modules.get("structlog")
+    configured = loaded is not None and loaded.is_configured()
+    if not configured and not _is_heard(level):
         return
     import structlog
 

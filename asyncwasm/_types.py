@@ -114,7 +114,16 @@ def _value_types(names: Iterable[str], part: str) -> tuple[ValueType, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FunctionType:
-    """Parameters and results of a function, in order."""
+    """
+    Parameters and results of a function, in order.
+
+    Args:
+        parameters: Names of their types.
+        results: Names of their types.
+    Raises:
+        TypeError: If there is no type with such a name.
+    Spec: https://webassembly.github.io/js-types/js-api/#dictdef-functiontype
+    """
 
     parameters: tuple[ValueType, ...] = ()
     results: tuple[ValueType, ...] = ()
@@ -129,7 +138,16 @@ class FunctionType:
 
 @dataclass(frozen=True, slots=True)
 class MemoryType:
-    """Size of a memory in pages of 64 KiB, and how it is addressed."""
+    """
+    Size of a memory in pages of 64 KiB, and how it is addressed.
+
+    Args:
+        minimum: Pages it has at least.
+        maximum: Pages it may grow to, None if it has no such limit.
+        shared: Whether guests on several threads may use it.
+        address: ``"i32"`` or ``"i64"``.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-memorydescriptor
+    """
 
     minimum: int
     maximum: int | None = None
@@ -139,7 +157,18 @@ class MemoryType:
 
 @dataclass(frozen=True, slots=True)
 class TableType:
-    """Element type of a table, and its size in entries."""
+    """
+    Element type of a table, and its size in entries.
+
+    Args:
+        element: Name of the type of the entries.
+        minimum: Entries it has at least.
+        maximum: Entries it may grow to, None if it has no such limit.
+        address: ``"i32"`` or ``"i64"``.
+    Raises:
+        TypeError: If there is no type called *element*.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-tabledescriptor
+    """
 
     element: ValueType
     minimum: int
@@ -152,7 +181,16 @@ class TableType:
 
 @dataclass(frozen=True, slots=True)
 class GlobalType:
-    """Value type of a global, and whether it can change."""
+    """
+    Value type of a global, and whether it can change.
+
+    Args:
+        value: Name of the type of its value.
+        mutable: Whether it can change.
+    Raises:
+        TypeError: If there is no type called *value*.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-globaldescriptor
+    """
 
     value: ValueType
     mutable: bool = False
@@ -163,7 +201,15 @@ class GlobalType:
 
 @dataclass(frozen=True, slots=True)
 class TagType:
-    """Types of the values that an exception with the tag carries."""
+    """
+    Types of the values that an exception with the tag carries.
+
+    Args:
+        parameters: Names of the types.
+    Raises:
+        TypeError: If there is no type with such a name.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-tagtype
+    """
 
     parameters: tuple[ValueType, ...] = ()
 
@@ -175,7 +221,15 @@ ExternType: TypeAlias = FunctionType | MemoryType | TableType | GlobalType | Tag
 
 
 class ExportDescriptor(NamedTuple):
-    """One export of a module, as `Module.exports` lists it."""
+    """
+    One export of a module, as `Module.exports` lists it.
+
+    Args:
+        name: Its name.
+        kind: ``"function"``, ``"memory"``, ``"table"``, ``"global"`` or ``"tag"``.
+        type: A `FunctionType`, `MemoryType`, `TableType`, `GlobalType` or `TagType`.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-moduleexportdescriptor
+    """
 
     name: str
     kind: Kind
@@ -183,7 +237,16 @@ class ExportDescriptor(NamedTuple):
 
 
 class ImportDescriptor(NamedTuple):
-    """One import of a module, as `Module.imports` lists it."""
+    """
+    One import of a module, as `Module.imports` lists it.
+
+    Args:
+        module: First part of its name.
+        name: Second part of its name.
+        kind: ``"function"``, ``"memory"``, ``"table"``, ``"global"`` or ``"tag"``.
+        type: A `FunctionType`, `MemoryType`, `TableType`, `GlobalType` or `TagType`.
+    Spec: https://webassembly.github.io/spec/js-api/#dictdef-moduleimportdescriptor
+    """
 
     module: str
     name: str

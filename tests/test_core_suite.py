@@ -784,8 +784,9 @@ def test_command_runs_scripts_in_processes(
         ("echo first >&2; echo last >&2; exit 3", "the process ended with code 3: last"),
         ("kill -ABRT $$", "the process ended with code -6: nothing on stderr"),
         ("exec sleep 60", "did not end within 0.05 seconds"),
+        ("echo []", "the process printed no report"),
     ],
-    ids=["exit", "abort", "hang"],
+    ids=["exit", "abort", "hang", "silent"],
 )
 def test_process_that_dies_costs_one_script(
     suite: Path,
@@ -803,3 +804,18 @@ def test_process_that_dies_costs_one_script(
 
     assert code == 1
     assert f"good.wast:0: process: {detail}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs an executable script")
+def test_process_that_dies_after_its_report_keeps_it(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = suite / "python"
+    python.write_text(f"#!/bin/sh\necho '{to_json(REPORTS[:1])}'; exit 7\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    main([str(suite), "good", "--jobs", "1", "--json"])
+    (report,) = from_json(capsys.readouterr().out)
+
+    assert report.outcomes[:-1] == REPORTS[0].outcomes
+    assert "code 7" in report.failures[0].detail

@@ -99,7 +99,7 @@ def upward(source: Source) -> set[str]:
     """Return what *source* imports from above, or from beside if it is a face."""
     own = source.unit
     ours = {name for name, is_ours in source.imports() if is_ours}
-    found = {name for name in ours if RANK[name] > RANK[own]}
+    found = {name for name in ours if RANK.get(name, len(LAYERS)) > RANK[own]}
     if own in FACES - {"testing"}:
         found |= ours & (FACES - {own})
     if ("asyncwasm", False) in source.imports():

@@ -371,3 +371,36 @@ def _dedent(source: str) -> str:
     import textwrap
 
     return textwrap.dedent(source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["optimized", "baseline"])
+@pytest.mark.parametrize(
+    "feature",
+    [
+        "simd",
+        "relaxed_simd",
+        "threads",
+        "tail_call",
+        "memory64",
+        "multi_memory",
+        "function_references",
+        "gc",
+        "exceptions",
+        "wide_arithmetic",
+        "custom_page_sizes",
+    ],
+)
+def test_every_switch_of_the_configuration_makes_an_engine(tier: str, feature: str) -> None:
+    """The library aborts when it is asked for a combination that it does not have."""
+    script = f"""
+        import asyncwasm as aw
+        default = getattr(aw.EngineConfig(), {feature!r})
+        for value in (True, False):
+            engine = aw.Engine(aw.EngineConfig(tier={tier!r}, {feature}=value))
+            aw.Module(aw.wat2wasm("(module)"), engine=engine)
+        """
+
+    done = run_script(script)
+
+    assert done.returncode == 0, done.stderr

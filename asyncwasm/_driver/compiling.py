@@ -22,6 +22,9 @@ class Instantiated(NamedTuple):
     """
     A module and an instance of it.
 
+    Args:
+        module: The module.
+        instance: The instance.
     Spec: https://webassembly.github.io/spec/js-api/#dictdef-webassemblyinstantiatedsource
     """
 

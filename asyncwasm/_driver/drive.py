@@ -14,10 +14,11 @@ import inspect
 from time import perf_counter
 from typing import Any
 
+from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
-from .._objects.function import ExportedFunction
+from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import DONE, IMPORT, YIELDED, HostCall, Operation, State, current
 from .signal import AsyncioSignal, TrioSignal, new_signal
 
@@ -31,6 +32,17 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     return await drive(function._operation(arguments))
 
 
+async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
+    """Call the callable of *function*, with the conversions but without any wasm."""
+    value = function._begin(arguments)
+    host = function._host
+    if not host.suspending:
+        value = host.checked(value)
+    elif inspect.isawaitable(value):
+        value = await value
+    return function._finish(value)
+
+
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
@@ -42,15 +54,16 @@ async def drive(operation: Operation) -> Any:
         state = operation.poll()
         while state is not DONE:
             if state is IMPORT:
-                if await _call_host(operation):
-                    started = perf_counter()  # the loop has run meanwhile
-                elif perf_counter() - started >= SLICE_SECONDS:
+                await _call_host(operation)
+                # Also after an import that was awaited: whether the loop has run meanwhile
+                # cannot be told, and an import that has its answer at hand does not let it.
+                if perf_counter() - started >= SLICE_SECONDS:
                     await checkpoint()
                     started = perf_counter()
                 slices = 0
             elif perf_counter() - started >= SLICE_SECONDS:
                 slices += 1
-                if slices > INLINE_SLICES and not operation.store.engine.closed:
+                if slices > INLINE_SLICES and _may_move(operation):
                     state = await _poll_on_thread(operation)
                     started = perf_counter()
                     slices = 0
@@ -63,38 +76,41 @@ async def drive(operation: Operation) -> Any:
         operation.leave()
 
 
+def _may_move(operation: Operation) -> bool:
+    """Return whether the operation's work can go to a thread."""
+    # In an interleaving store others are polled meanwhile, and imports call into it: on this
+    # thread. They would find the store busy.
+    return operation.lane is not None and not operation.store.engine.closed
+
+
 async def _wait_for_turn(operation: Operation) -> None:
     """Wait in line; on return the operation has the room."""
     lane = operation.lane
     assert lane is not None
     signal = new_signal()
-    entry = (operation, signal)
-    lane.waiting.append(entry)
+    if lane.take(operation, signal):
+        return
     try:
         await signal.wait()
     except BaseException:
-        if lane.current is not operation:  # else `leave` hands it on
-            lane.waiting.remove(entry)
+        lane.give_up(operation)  # if it has the room already, `leave` hands it on
         raise
 
 
-async def _call_host(operation: Operation) -> bool:
-    """Answer the guest's request; return whether the task was suspended meanwhile."""
+async def _call_host(operation: Operation) -> None:
+    """Answer the guest's request."""
     host = operation.host
     call = HostCall(operation)
     token = current.set(call)
-    suspended = False
     try:
         value = host.callable(*operation.arguments())
         if not host.suspending:
             value = host.checked(value)
         elif inspect.isawaitable(value):
             value = await value
-            suspended = True
         call.active = False
         if operation.children.current is not None:
             await _wait_for_children(operation)
-            suspended = True
         operation.answer(value)
     except Trap:
         raise
@@ -105,25 +121,23 @@ async def _call_host(operation: Operation) -> bool:
         operation.throw(exc)
     finally:
         call.active = False
-        current.reset(token)
-    return suspended
+        try:
+            current.reset(token)
+        except ValueError:
+            pass  # the loop is gone, and the coroutine is collected in another context
 
 
 async def _wait_for_children(operation: Operation) -> None:
     """Wait until nothing that the import has started runs on top of *operation*."""
     lane = operation.children
     signal = new_signal()
-    entry = (operation, signal)
-    lane.waiting.append(entry)
     try:
-        await signal.wait()
-    except BaseException:
+        if not lane.take(operation, signal):
+            await signal.wait()
+    finally:
+        lane.give_up(operation)
         if lane.current is operation:
             lane.leave()
-        else:
-            lane.waiting.remove(entry)
-        raise
-    lane.leave()
 
 
 async def _poll_on_thread(operation: Operation) -> State:
@@ -133,23 +147,36 @@ async def _poll_on_thread(operation: Operation) -> State:
     stop = False
     failure: BaseException | None = None
     state: State = YIELDED
+    tickets: list[None] = []  # one while the work waits for a thread; whoever takes it decides
 
     def work() -> None:
         nonlocal state, failure
+        if not _take(tickets):
+            return
         started = perf_counter()
         try:
-            while not stop:
+            while not (stop or engine.leaving or signal.lost):
                 state = operation.poll()
                 if state is not YIELDED:
                     break
-                if engine.runners.waiting and perf_counter() - started > QUANTUM_SECONDS:
-                    engine.runners.submit(work)
-                    return
+                if perf_counter() - started > QUANTUM_SECONDS and engine.runners.waiting:
+                    if submit():
+                        return
+                    break  # the rest runs inline
         except BaseException as exc:
             failure = exc
         signal.wake()
 
-    engine.runners.submit(work)
+    def submit() -> bool:
+        tickets.append(None)
+        try:
+            engine.runners.submit(work)
+        except ClosedResourceError:
+            return not _take(tickets)
+        return True
+
+    if not submit():
+        return YIELDED
     try:
         await signal.wait()
     except GeneratorExit:  # the loop is gone, nothing can be awaited
@@ -158,11 +185,21 @@ async def _poll_on_thread(operation: Operation) -> State:
         raise
     except BaseException:
         stop = True
-        await signal.wait_regardless()
+        if not _take(tickets):
+            await signal.wait_regardless()
         raise
     if failure is not None:
         raise failure
     return state
 
 
-ExportedFunction._drive = staticmethod(call)  # type: ignore[assignment]  # bound by name
+def _take(tickets: list[None]) -> bool:
+    try:
+        tickets.pop()
+    except IndexError:
+        return False
+    return True
+
+
+ExportedFunction._drive = staticmethod(call)
+Function._drive = staticmethod(call_host)  # type: ignore[assignment]  # bound by name

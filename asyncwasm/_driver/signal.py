@@ -36,15 +36,26 @@ class AsyncioSignal:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
-    def wake(self) -> None:
-        """Set the signal; may be called on any thread, and more than once."""
+    @property
+    def lost(self) -> bool:
+        """Whether the loop has been closed, so that nobody waits any more."""
+        return self._loop.is_closed()
+
+    def wake(self) -> bool:
+        """
+        Set the signal; may be called on any thread, and more than once.
+
+        Returns:
+            Whether the loop is still there.
+        """
         if asyncio._get_running_loop() is self._loop:
             self._event.set()
-            return
+            return True
         try:
             self._loop.call_soon_threadsafe(self._event.set)
         except RuntimeError:
-            pass  # the loop was closed: nobody waits any more
+            return False
+        return True
 
     async def wait(self) -> None:
         """Wait until the signal is set."""
@@ -70,13 +81,24 @@ class TrioSignal:
         self._token = trio.lowlevel.current_trio_token()
         self._event = trio.Event()
 
-    def wake(self) -> None:
-        """Set the signal; may be called on any thread, and more than once."""
+    @property
+    def lost(self) -> bool:
+        """Whether nobody waits any more: trio does not end before its tasks."""
+        return False
+
+    def wake(self) -> bool:
+        """
+        Set the signal; may be called on any thread, and more than once.
+
+        Returns:
+            Whether the loop is still there.
+        """
         trio: Any = sys.modules["trio"]
         try:
             self._token.run_sync_soon(self._event.set, idempotent=True)
         except trio.RunFinishedError:
-            pass  # nobody waits any more
+            return False
+        return True
 
     async def wait(self) -> None:
         """Wait until the signal is set."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from functools import cache
 
 from .._errors import RangeError
 from .codec import KINDS, PAYLOAD, VAL_BYTES
@@ -24,6 +25,9 @@ _FIELD_BYTES = 24  # whether it is mutable; at 8 the kind of its storage
 _STORAGE = 8
 _I16 = 1
 _ELEMENT = 2  # where the payload of a val is, in words of 32 bits
+
+# Made once: looking a function up takes as long as a few calls of it.
+_function = cache(lib.undeclared)
 
 
 class CodeUnits:
@@ -84,7 +88,7 @@ class CodeUnits:
     def read(self, start: int, end: int) -> array[int]:
         """Return the elements from *start* up to *end*."""
         self._check_bounds(start, end)
-        get = lib.undeclared("wasmtime_arrayref_get")
+        get = _function("wasmtime_arrayref_get")
         units = array("H")
         if start == end:
             return units
@@ -94,22 +98,18 @@ class CodeUnits:
         append = units.append
         for position in range(start, end):
             index.value = position
-            error = get(context, reference, index, at)
-            if error:
-                check(error, RangeError)
+            check(get(context, reference, index, at), RangeError)
             append(val[_ELEMENT])
         return units
 
     def write(self, start: int, units: array[int]) -> None:
         """Set the elements from *start* on."""
         self._check_bounds(start, start + len(units))
-        put = lib.undeclared("wasmtime_arrayref_set")
+        put = _function("wasmtime_arrayref_set")
         val = (ctypes.c_uint32 * (VAL_BYTES // 4))(KINDS["i32"])
         context, reference = ctypes.c_void_p(self._context), ctypes.c_void_p(self._at)
         index, at = ctypes.c_uint32(), ctypes.c_void_p(ctypes.addressof(val))
         for position, unit in enumerate(units, start):
             index.value = position
             val[_ELEMENT] = unit
-            error = put(context, reference, index, at)
-            if error:
-                check(error, RangeError)
+            check(put(context, reference, index, at), RangeError)

@@ -11,6 +11,7 @@ from .handles import Handle, was_forked
 from .library import ByteVec, PointerVec, lib
 
 OPTIMIZING, BASELINE = 1, 2
+_OFF_BY_DEFAULT = ("wide_arithmetic", "custom_page_sizes")
 _FIBER_STACK_BYTES = 2 << 20
 
 
@@ -33,7 +34,11 @@ def new_engine(
     lib.wasmtime_config_wasm_component_model_async_set(config, False)
     # In a forked process the threads of the parent's compiler do not exist.
     lib.wasmtime_config_parallel_compilation_set(config, not was_forked())
+    # Only what differs from the library's defaults: it aborts the process when a proposal that
+    # the compiler lacks is asked for, and switches it off by itself when it is not.
     for name, enabled in features.items():
+        if enabled is not (name in _OFF_BY_DEFAULT):
+            continue
         getattr(lib, f"wasmtime_config_wasm_{name}_set")(config, enabled)
     return Handle(lib.wasm_engine_new_with_config(config), "wasm_engine_delete")
 

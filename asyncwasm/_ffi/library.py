@@ -249,6 +249,19 @@ class Library:
         function.argtypes = None
         return function
 
+    def brief(self, name: str) -> Any:
+        """
+        Return a new foreign function object for *name* that does not release the GIL.
+
+        For functions that take less time than releasing it, and never call back.
+        """
+        self._load()
+        function = self.__dict__["_brief"][name]
+        result, *parameters = PROTOTYPES[name].split()
+        function.restype = _CODES[result]
+        function.argtypes = [_CODES[code] for code in parameters]
+        return function
+
     def address(self, name: str) -> int:
         """Return the address of function *name*, to be handed back as a callback."""
         return ctypes.cast(self._load()[name], ctypes.c_void_p).value or 0
@@ -259,7 +272,9 @@ class Library:
                 if sys.maxsize < 2**32:
                     raise ImportError("wasmtime only supports 64-bit platforms", name="wasmtime")
                 version = _version()
-                self.__dict__["_dll"] = ctypes.CDLL(str(_path()))
+                path = str(_path())
+                self.__dict__["_brief"] = ctypes.PyDLL(path)
+                self.__dict__["_dll"] = ctypes.CDLL(path)
                 self.__dict__["version"] = version
             return self.__dict__["_dll"]
 

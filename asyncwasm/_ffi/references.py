@@ -64,6 +64,9 @@ class GCObject:
 
     __slots__ = ("__weakref__", "_root", "_table")
 
+    _root: int  # address of the val that keeps it
+    _table: References
+
     def __init__(self) -> None:
         raise TypeError("a GCObject is made by a guest, not by calling the class")
 

@@ -5,9 +5,10 @@ There is one, ``js-string``: strings, which are Python's, counted in UTF-16 code
 
 Rule 1: a string is a str, of a subclass too; what a mistake traps with, no guest can catch.
 Rule 2: indices and lengths are unsigned, and nothing wraps.
-Rule 3: a high surrogate followed by a low one is one character in every string that is made
-here. A string that comes from outside may hold the two halves; the same is said of it.
-Rule 4: the text of one call costs time in proportion to its length only where it has to.
+Rule 3: in a string that is made here, a high surrogate before a low one is one character. One
+that comes from outside may hold the two apart; every function sees the character.
+Rule 4: what looks at one place of a string takes no longer for a long one, but for the first
+look at one that is not ASCII.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
 from .._binary import Field, Import, ModuleInfo, SubType
@@ -28,7 +29,8 @@ MAX_CHARACTERS = (1 << 29) - 24  # in a string that is made here; V8's limit
 
 _CODEC = "utf-16-le" if sys.byteorder == "little" else "utf-16-be"
 _UNSIGNED = 0xFFFF_FFFF
-_REMEMBER_FROM = 256  # code units; looking at a shorter string is as fast as remembering
+_REMEMBER_FROM = 256  # characters; looking at a shorter string is as fast as remembering
+_REMEMBERED = 8  # strings
 
 
 class Builtin(NamedTuple):
@@ -60,16 +62,11 @@ class Builtin(NamedTuple):
             )
         )
 
-    def host_function(self, store: Store, type: FunctionType) -> HostFunction:
-        """Return the function for guests of *store*; *type* is what the import declares."""
-        body = self.body
-        if _ARRAY in self.parameters:
-
-            def inside(*arguments: Any) -> Any:
-                return body(store, *arguments)
-
-            return HostFunction(inside, type, False, f"{self.module} {self.name}")
-        return HostFunction(body, type, False, f"{self.module} {self.name}")
+    def host_function(self, scope: Scope, type: FunctionType) -> HostFunction:
+        """Return the function for one instance; *type* is what its import declares."""
+        return HostFunction(
+            partial(self.body, scope), type, False, f"builtin {self.module!r} {self.name!r}"
+        )
 
     def __str__(self) -> str:
         return f"({', '.join(self.parameters)}) -> ({self.result})"
@@ -91,8 +88,11 @@ def _is_array(types: tuple[SubType, ...], type: ValueType) -> bool:
     if not type.nullable or not type.heap.isdecimal():
         return False
     index = int(type.heap)
-    return types[index].fields == (_CODE_UNIT,) and (
-        types[index].kind == "array" and _stands_alone(types, index)
+    array_type = types[index]
+    return (
+        array_type.kind == "array"
+        and array_type.fields == (_CODE_UNIT,)
+        and _stands_alone(types, index)
     )
 
 
@@ -114,14 +114,34 @@ def _look_at(text: str) -> _Units:
     return memoryview(encoded).cast("H")
 
 
-# A guest that goes through a string asks for it again and again.
-_remember = lru_cache(maxsize=8)(_look_at)
+class Scope:
+    """What the builtins of one instance work with."""
 
+    __slots__ = ("_recent", "store")
 
-def _units(text: str) -> _Units:
-    if text.isascii():
-        return None
-    return _look_at(text) if len(text) < _REMEMBER_FROM else _remember(text)
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._recent: dict[int, tuple[str, _Units]] = {}
+
+    def units(self, text: str) -> _Units:
+        """
+        Return what *text* looks like in code units.
+
+        For a long string that is remembered, by its identity: a guest that goes through it asks
+        again and again, and comparing contents would take as long as looking at them.
+        """
+        if text.isascii():
+            return None
+        if len(text) < _REMEMBER_FROM:
+            return _look_at(text)
+        known = self._recent.get(id(text))
+        if known is not None:
+            return known[1]
+        units = _look_at(text)
+        if len(self._recent) >= _REMEMBERED:
+            self._recent.clear()
+        self._recent[id(text)] = text, units
+        return units
 
 
 def _decoded(units: bytes | memoryview) -> str:
@@ -137,7 +157,7 @@ def _text(value: object, name: str) -> str:
     if type(value) is str:
         return value
     if _is_text(value):
-        return str.__str__(value)  # without what the subclass redefines
+        return str.__str__(value)  # a copy, without what the subclass redefines
     got = "null" if value is None else type(value).__name__
     raise Trap(f"js-string {name}: expected a str, got {got}", TrapCode.CAST_FAILURE)
 
@@ -150,12 +170,12 @@ def _count(text: str, units: _Units) -> int:
     return len(text) if units is None else len(units)
 
 
-def _cast(value: object) -> object:
+def _cast(scope: Scope, value: object) -> object:
     _text(value, "cast")
     return value
 
 
-def _test(value: object) -> bool:
+def _test(scope: Scope, value: object) -> bool:
     return _is_text(value)
 
 
@@ -172,33 +192,33 @@ def _outside(name: str, start: int, end: int, length: int) -> Trap:
     )
 
 
-def _from_char_code_array(store: Store, value: object, start: int, end: int) -> str:
+def _from_char_code_array(scope: Scope, value: object, start: int, end: int) -> str:
     start, end = start & _UNSIGNED, end & _UNSIGNED
     given = _array(value, "fromCharCodeArray")
-    with store.entered() as handle, CodeUnits(handle, store.references, given) as chars:
+    with scope.store.entered() as handle, CodeUnits(handle, scope.store.references, given) as chars:
         if not start <= end <= chars.length:
             raise _outside("fromCharCodeArray", start, end, chars.length)
         units = chars.read(start, end)
     return _decoded(units.tobytes())
 
 
-def _into_char_code_array(store: Store, string: object, value: object, start: int) -> int:
+def _into_char_code_array(scope: Scope, string: object, value: object, start: int) -> int:
     start &= _UNSIGNED
     given = _array(value, "intoCharCodeArray")
     text = _text(string, "intoCharCodeArray")
     units = array("H", text.encode(_CODEC, "surrogatepass"))
-    with store.entered() as handle, CodeUnits(handle, store.references, given) as chars:
+    with scope.store.entered() as handle, CodeUnits(handle, scope.store.references, given) as chars:
         if start + len(units) > chars.length:
             raise _outside("intoCharCodeArray", start, start + len(units), chars.length)
         chars.write(start, units)
     return len(units)
 
 
-def _from_char_code(code: int) -> str:
+def _from_char_code(scope: Scope, code: int) -> str:
     return chr(code & 0xFFFF)
 
 
-def _from_code_point(code: int) -> str:
+def _from_code_point(scope: Scope, code: int) -> str:
     code &= _UNSIGNED
     if code > sys.maxunicode:
         raise Trap(f"js-string fromCodePoint: 0x{code:x} is no code point")
@@ -209,19 +229,19 @@ def _beyond(name: str, index: int, length: int) -> Trap:
     return Trap(f"js-string {name}: index {index} is not below the length, {length}")
 
 
-def _char_code_at(value: object, index: int) -> int:
+def _char_code_at(scope: Scope, value: object, index: int) -> int:
     text = _text(value, "charCodeAt")
     index &= _UNSIGNED
-    units = _units(text)
+    units = scope.units(text)
     if index >= _count(text, units):
         raise _beyond("charCodeAt", index, _count(text, units))
     return _unit_at(text, units, index)
 
 
-def _code_point_at(value: object, index: int) -> int:
+def _code_point_at(scope: Scope, value: object, index: int) -> int:
     text = _text(value, "codePointAt")
     index &= _UNSIGNED
-    units = _units(text)
+    units = scope.units(text)
     length = _count(text, units)
     if index >= length:
         raise _beyond("codePointAt", index, length)
@@ -237,9 +257,9 @@ def _joined(high: int, low: int) -> int:
     return 0x10000 + (high - 0xD800 << 10) + (low - 0xDC00)
 
 
-def _length(value: object) -> int:
+def _length(scope: Scope, value: object) -> int:
     text = _text(value, "length")
-    return _count(text, _units(text))
+    return _count(text, scope.units(text))
 
 
 def _whole(text: str) -> str:
@@ -253,7 +273,7 @@ def _whole(text: str) -> str:
     return text
 
 
-def _concat(first: object, second: object) -> str:
+def _concat(scope: Scope, first: object, second: object) -> str:
     left, right = _text(first, "concat"), _text(second, "concat")
     if len(left) + len(right) > MAX_CHARACTERS:
         raise Trap(
@@ -266,16 +286,16 @@ def _concat(first: object, second: object) -> str:
     return left + right
 
 
-def _substring(value: object, start: int, end: int) -> str:
+def _substring(scope: Scope, value: object, start: int, end: int) -> str:
     text = _text(value, "substring")
     start, end = start & _UNSIGNED, end & _UNSIGNED
-    units = _units(text)
+    units = scope.units(text)
     if start > end or start > _count(text, units):
         return ""
     return text[start:end] if units is None else _decoded(units[start:end])
 
 
-def _equals(first: object, second: object) -> bool:
+def _equals(scope: Scope, first: object, second: object) -> bool:
     left = None if first is None else _text(first, "equals")
     right = None if second is None else _text(second, "equals")
     if left is None or right is None:
@@ -285,7 +305,7 @@ def _equals(first: object, second: object) -> bool:
     return _whole(left) == _whole(right)
 
 
-def _compare(first: object, second: object) -> int:
+def _compare(scope: Scope, first: object, second: object) -> int:
     left, right = _text(first, "compare"), _text(second, "compare")
     # Code points are in the order of code units up to the surrogates, which all of the
     # characters that need two units start with.

@@ -321,15 +321,6 @@ class Function(ExportedFunction):
             raise SuspendError(f"{self._host.name} suspends; await call_async instead")
         return self._finish(self._host.checked(self._begin(arguments)))
 
-    async def _call_async(self, arguments: tuple[Any, ...]) -> Any:
-        value = self._begin(arguments)
-        if self._host.suspending:
-            if inspect.isawaitable(value):
-                value = await value
-        else:
-            value = self._host.checked(value)
-        return self._finish(value)
-
     def call_async(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
         """
         Call the callable with converted arguments, awaiting its result if it suspends.
@@ -342,7 +333,7 @@ class Function(ExportedFunction):
             TypeError: If the number of arguments or a type is wrong.
         Cancellation: Reaches the callable, if it is awaited.
         """
-        return self._call_async(arguments)
+        return self._drive(self, arguments)
 
 
 def _through(type: ValueType, value: Any) -> Any:

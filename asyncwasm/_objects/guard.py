@@ -27,7 +27,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 class _Guard:
     limit_bytes = DEFAULT_LIMIT_BYTES
     action: Action = "warn"
-    reported: set[str] = set()
+    reported: set[tuple[Any, ...]] = set()  # what has been logged, for each place
 
 
 def configure_sync_guard(
@@ -117,8 +117,9 @@ def _loop_is_running() -> bool:
 
 def _warn(warning: Warning, event: str, **facts: Any) -> None:
     level, where = _caller()
-    if where not in _Guard.reported:
-        _Guard.reported.add(where)
+    said = event, facts.get("what"), where
+    if said not in _Guard.reported:
+        _Guard.reported.add(said)
         _log.event(event, logging.WARNING, where=where, **facts)
     warnings.warn(warning, stacklevel=level + 1)
 

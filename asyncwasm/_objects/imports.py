@@ -24,7 +24,7 @@ from .._types import (
     TableType,
     TagType,
 )
-from .builtins import Builtin
+from .builtins import Builtin, Scope
 from .function import ExportedFunction, Suspending, concrete_kinds, host_function
 from .global_ import Global
 from .memory import Memory
@@ -109,12 +109,24 @@ def _function(declared: Import, value: Any) -> Any:
     type = declared.type
     assert isinstance(type, FunctionType)
     if isinstance(value, ExportedFunction):
-        if not _concrete(type.parameters + type.results) and value.type != type:
+        if value.type != type and not _may_match(type, value.type):
             raise link_error(declared, f"a function of type {type}", f"one of type {value.type}")
         return value
     if not callable(value) and not isinstance(value, Suspending):
         raise link_error(declared, "a callable", _named(value))
     return value
+
+
+def _may_match(wanted: FunctionType, given: FunctionType) -> bool:
+    """Return whether only the engine can tell: where references differ, one may be a subtype."""
+    return all(
+        len(ours) == len(theirs)
+        and all(a == b or (a.is_reference and b.is_reference) for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in (
+            (wanted.parameters, given.parameters),
+            (wanted.results, given.results),
+        )
+    )
 
 
 def _concrete(types: Sequence[Any]) -> bool:
@@ -243,13 +255,14 @@ def definitions(
 ) -> list[Extern | HostFunction]:
     """Return what to define for each import; *store* is the one that was chosen."""
     kinds = [type.kind for type in artifact.info.types]
+    scope = Scope(store)
     made: list[Extern | HostFunction] = []
     for declared, value in zip(artifact.info.imports, values, strict=True):
         if isinstance(value, StoreObject) and isinstance(value, _CLASSES[declared.kind]):
             made.append(value._bind(store))
         elif isinstance(value, Builtin):
             assert isinstance(declared.type, FunctionType)
-            made.append(value.host_function(store, declared.type))
+            made.append(value.host_function(scope, declared.type))
         elif declared.kind == "function":
             assert isinstance(declared.type, FunctionType)
             made.append(

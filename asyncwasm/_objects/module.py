@@ -60,9 +60,7 @@ class Module:
         self._setup(chosen.compile_now(binary), options)
 
     @classmethod
-    def _from_artifact(
-        cls, artifact: Artifact, options: CompileOptions = NO_OPTIONS
-    ) -> Module:
+    def _from_artifact(cls, artifact: Artifact, options: CompileOptions = NO_OPTIONS) -> Module:
         self = cls.__new__(cls)
         self._setup(artifact, options)
         return self

@@ -22,9 +22,7 @@ class CompileOptions(NamedTuple):
     imported_string_constants: str | None = None
 
     @classmethod
-    def read(
-        cls, builtins: Iterable[str], imported_string_constants: str | None
-    ) -> CompileOptions:
+    def read(cls, builtins: Iterable[str], imported_string_constants: str | None) -> CompileOptions:
         """
         Return the options, or raise TypeError where one is not what it should be.
 

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 Tier: TypeAlias = Literal["auto", "baseline", "optimized"]
 
+MIN_STACK_BYTES, MAX_STACK_BYTES = 16 << 10, 64 << 20
+DIRECT_STACK_BYTES = 1 << 20  # what every thread's own stack has room for
 _TIERS = ("auto", "baseline", "optimized")
 _FEATURES = (
     "simd",
@@ -36,8 +38,11 @@ class EngineConfig:
         compile_threads: Threads that compile for awaiting callers; the number of processors
             if omitted. The compiler's own helper threads come on top.
         max_module_bytes: Size from which on a module is refused.
-        max_wasm_stack_bytes: Stack that guest frames may take before `StackOverflow`.
-        simd: And the others: proposals of WebAssembly, by their names.
+        max_wasm_stack_bytes: Stack that guest frames may take before `StackOverflow`, at most
+            64 MiB. Above 1 MiB every call runs on a stack of its own.
+        simd, relaxed_simd, threads, tail_call, memory64, multi_memory, function_references, gc,
+        exceptions, wide_arithmetic, custom_page_sizes: Whether modules may use the proposal of
+            WebAssembly that is called so.
     Raises:
         ValueError: If a number is not positive or the tier has no such name.
     """
@@ -65,11 +70,18 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected a positive {name}, got {value}")
+        if not MIN_STACK_BYTES <= self.max_wasm_stack_bytes <= MAX_STACK_BYTES:
+            raise ValueError(
+                f"expected max_wasm_stack_bytes from {MIN_STACK_BYTES:,} to {MAX_STACK_BYTES:,}, "
+                f"got {self.max_wasm_stack_bytes:,}"
+            )
 
     @property
     def features(self) -> dict[str, bool]:
         """The proposals and whether they are on."""
-        return {name: getattr(self, name) for name in _FEATURES}
+        features = {name: bool(getattr(self, name)) for name in _FEATURES}
+        features["relaxed_simd"] &= features["simd"]  # the library aborts on one without the other
+        return features
 
     @property
     def threads_to_compile(self) -> int:

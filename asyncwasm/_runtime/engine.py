@@ -9,9 +9,11 @@ Rule 3: what was made before a fork is never used after it: variants are made ag
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -120,6 +122,7 @@ class Engine:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._closed = False
+        self.leaving = False  # whether the process ends: nothing is polled on threads any more
         self._strict: Handle | None = None  # validates only; knows no exceptions and no objects
         self._artifacts: weakref.WeakValueDictionary[str, Artifact] = (
             weakref.WeakValueDictionary()
@@ -156,7 +159,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if "ticker" in self.__dict__:
+        if "ticker" in self.__dict__ and not sys.is_finalizing():
             self.compilers.close()
             self.runners.close()
             self.ticker.close()
@@ -333,6 +336,24 @@ def default_engine() -> Engine:
         if _default is None:
             _default = Engine()
         return _default
+
+
+def _leave_process() -> None:
+    """
+    Stop polling on threads, then the clocks, while that is still possible.
+
+    A thread that comes back from native code into a finalizing interpreter is ended there and
+    then, and with guest frames below it that aborts the process.
+    """
+    engines = list(_engines)
+    for engine in engines:
+        engine.leaving = True
+    for engine in engines:
+        engine.runners.settle(1.0)
+        engine.ticker.close()
+
+
+atexit.register(_leave_process)
 
 
 def _forked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -14,6 +15,9 @@ from .._ffi.linking import Linker, instantiate_directly
 from .engine import Artifact
 from .operation import DONE, Operation, State
 from .store import HostFunction, Store
+
+
+_INCOMPATIBLE = re.compile(r"incompatible import type for `(.*?)::(.*?)`", re.DOTALL)
 
 
 class Instantiation(Operation):
@@ -81,7 +85,14 @@ class Instantiation(Operation):
             raise self._failure(error, trap)
 
     def _failure(self, error: int, trap: int) -> BaseException:
-        return self.store.failure(error, trap, self.describe(), LinkError)
+        exc = self.store.failure(error, trap, self.describe(), LinkError)
+        if isinstance(exc, LinkError):
+            found = _INCOMPATIBLE.match(str(exc))
+            for index, declared in enumerate(self._artifact.info.imports):
+                names = ("", str(index)) if self._artifact.renamed else declared[:2]
+                if found is not None and found.groups() == names:
+                    exc.module, exc.name, exc.expected = declared.module, declared.name, declared.type
+        return exc
 
     def result(self) -> bytes:
         if self.fiber is not None:

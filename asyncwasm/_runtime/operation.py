@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -57,7 +58,9 @@ DONE, IMPORT, YIELDED = State.DONE, State.IMPORT, State.YIELDED
 class Waiter(Protocol):
     """Somebody who waits for a turn."""
 
-    def wake(self) -> None: ...
+    def wake(self) -> bool:
+        """Say that it has come; return whether anybody is there to hear it."""
+        ...
 
 
 class Lane:
@@ -66,13 +69,19 @@ class Lane:
 
     The room is held weakly: a signal handler that raises can end a drive anywhere, and an
     operation that nobody drives any more must not block the store for ever.
+
+    Loops on several threads may line up, so each change of hands is made under a lock: of two
+    that both believe to have the room, one would run where the collector does not see the
+    other's stack. It is reentrant, because an operation may be collected anywhere.
     """
 
-    __slots__ = ("_current", "owner", "waiting")
+    __slots__ = ("_current", "_lock", "_outer", "owner", "waiting")
 
     def __init__(self, owner: Operation | None = None) -> None:
         self.owner = owner  # on whose behalf whatever is here runs
+        self._lock = threading.RLock() if owner is None else owner.store.root._lock
         self._current: weakref.ref[Operation] | None = None
+        self._outer: Lane | None = None  # the owner's room, once that has left before its children
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
 
     @property
@@ -80,28 +89,66 @@ class Lane:
         """The operation that has the room."""
         return None if self._current is None else self._current()
 
-    def take(self, operation: Operation) -> bool:
-        """Give *operation* the room if it is free."""
-        if self._current is not None and self._current() is not None:
+    def take(self, operation: Operation, waiter: Waiter | None = None) -> bool:
+        """Give *operation* the room if it is free; else let *waiter* stand in line for it."""
+        with self._lock:
+            if self._current is None or self._current() is None:
+                self._current = weakref.ref(operation, self._forsaken)
+                return True
+            if waiter is not None:
+                self.waiting.append((operation, waiter))
             return False
-        self._current = weakref.ref(operation)
-        return True
+
+    def give_up(self, operation: Operation) -> None:
+        """Take *operation* out of the line."""
+        with self._lock:
+            for entry in self.waiting:
+                if entry[0] is operation:
+                    self.waiting.remove(entry)
+                    return
 
     def leave(self) -> None:
         """Hand the room to the next in line."""
-        if self.waiting:
-            # Handed over before the waiter wakes, so that nobody can slip in between.
-            operation, waiter = self.waiting.popleft()
-            self._current = weakref.ref(operation)
-            waiter.wake()
-        else:
-            self._current = None
+        while True:
+            with self._lock:
+                if not self.waiting:
+                    self._current = None
+                    outer, self._outer = self._outer, None
+                    break
+                # Handed over before the waiter wakes, so that nobody can slip in between.
+                operation, waiter = self.waiting.popleft()
+                self._current = weakref.ref(operation, self._forsaken)
+            if waiter.wake():
+                return
+        if outer is not None:
+            outer.leave()
+
+    def leave_after(self, children: Lane) -> None:
+        """Leave when nobody is in *children* any more, where calls run on top of this one's."""
+        with self._lock:
+            if children._current is not None:
+                children._outer = self
+                return
+        self.leave()
+
+    def _forsaken(self, operation: weakref.ref[Operation]) -> None:
+        if self._current is operation:
+            self.leave()
 
 
 class Operation:
     """One activation of a store: a call or an instantiation."""
 
-    __slots__ = ("__weakref__", "children", "fiber", "interrupted", "lane", "outer", "store")
+    __slots__ = (
+        "__weakref__",
+        "begun",
+        "children",
+        "fiber",
+        "interrupted",
+        "lane",
+        "outer",
+        "store",
+    )
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -109,6 +156,7 @@ class Operation:
         self.children = Lane(self)
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
+        self.begun = False  # whether the fiber has something to unwind or to free
         self.interrupted: InterruptReason | None = None
 
     def enter(self) -> bool:
@@ -129,16 +177,17 @@ class Operation:
     def poll(self) -> State:
         """Run the guest on this thread until it is done, asks for something, or yields."""
         store = self.store
-        reason = self.interrupted
-        if reason is not None:
-            raise Interrupted(reason)
         handle = store.ready(self)
         with handle.lock:
+            # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
+            if self.interrupted is not None:
+                raise Interrupted(self.interrupted)
             if not handle.open:
                 raise store.unavailable(self)
             store.prepare_fiber()
             fiber = self.fiber
             if fiber is None or not fiber.future:
+                self.begun = True
                 fiber = self.start()
             self._poll(fiber)
         if handle.closing:
@@ -158,7 +207,7 @@ class Operation:
         for above, below in itertools.pairwise(chain):
             above.child = below
         try:
-            outer[0].poll(calls_python)
+            outer[0].poll(calls_python, len(outer))
         finally:
             for above in outer:
                 above.child = None
@@ -233,13 +282,21 @@ class Operation:
             action()
 
     def throw(self, exc: Exception) -> None:
-        """Raise *exc* in the guest, as the answer to its request."""
+        """Raise *exc* in the guest, as the answer to its request; here, if that cannot be done."""
         assert self.fiber is not None and self.fiber.request is not None
         request = self.fiber.request
         meet = getattr(exc, "_meet", None)
         if meet is not None:
             meet(self.store)
-        self._on_resuming(lambda: request.fail(self.store.throw(exc)))
+
+        def throw() -> None:
+            try:
+                trap = self.store.throw(exc)
+            except Exception:  # no room for it: the caller gets it past the guest
+                raise exc from None
+            request.fail(trap)
+
+        self._on_resuming(throw)
         self.fiber.resume()
 
     def result(self) -> Any:
@@ -265,10 +322,10 @@ class Operation:
         """Unwind the guest if it has not finished, and give the room to the next."""
         lane, self.lane = self.lane, None
         fiber, self.fiber = self.fiber, None
-        if fiber is not None:
+        if fiber is not None and self.begun:  # else there is nothing to enter the store for
             self.store.drop_fiber(fiber, self.release_values(fiber))
         if lane is not None and lane.current is self:
-            lane.leave()
+            lane.leave_after(self.children)
         self.store.left(self)
 
     def release_values(self, fiber: Fiber) -> tuple[int, int] | None:

@@ -31,7 +31,7 @@ from .._ffi.linking import Linker
 from .._ffi.references import References, drain, pending_drops, unroot
 from .._ffi.types import function_type as native_function_type
 from .._types import FunctionType, TagType
-from .config import Limits
+from .config import DIRECT_STACK_BYTES, Limits
 from .engine import Engine, Variant, default_engine
 from .operation import HostCall, Lane, Operation, current
 
@@ -286,6 +286,7 @@ class Store:
                 if limits.fuel is not None:
                     lib.wasmtime_context_set_fuel(handle.context, limits.fuel)
                 self._references = References(handle, self)
+                handle.detour = not self.direct
                 self._native = handle
         assert self._native is not None
         return self._native
@@ -427,13 +428,15 @@ class Store:
         if self._near:
             self._near = False
             lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
-        if not self._operations and not self.hosts:
+        if not self._operations and self.direct:
             self._native.detour = False
 
     @property
     def direct(self) -> bool:
-        """Whether no guest of the store can reach a host function."""
-        return not self.hosts
+        """Whether guests may run on the calling thread's own stack: they reach no host function."""
+        return not self.hosts and (
+            self.engine.config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES
+        )
 
     @property
     def asynchronous(self) -> bool:

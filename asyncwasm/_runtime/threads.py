@@ -8,6 +8,7 @@ could not end before a compilation of ten seconds does.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
@@ -27,6 +28,7 @@ class Threads:
         self._threads = 0
         self._unclaimed = 0  # idle threads less waiting jobs
         self._closed = False
+        self._running = 0
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run *job*, which must not raise, on one of the threads."""
@@ -47,9 +49,11 @@ class Threads:
             for _ in range(self._threads):
                 self._jobs.put(None)
 
-    def forget(self) -> None:
-        """After a fork: the threads are gone."""
-        self.__init__(self._name, self._limit)  # type: ignore[misc]  # start afresh
+    def settle(self, seconds: float) -> None:
+        """Wait until no job runs, at most *seconds*."""
+        end = time.monotonic() + seconds
+        while self._running and time.monotonic() < end:
+            time.sleep(0.001)
 
     @property
     def waiting(self) -> int:
@@ -69,7 +73,10 @@ class Threads:
                 continue
             if job is None:
                 return
+            with self._lock:
+                self._running += 1
             job()
             del job
             with self._lock:
+                self._running -= 1
                 self._unclaimed += 1

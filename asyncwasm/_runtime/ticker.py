@@ -57,12 +57,11 @@ class Ticker:
         """End the thread, and touch no engine again."""
         with self._lock:
             self._engines.clear()
-            self._thread = None
+            thread, self._thread = self._thread, None
+            self._parked = True
             self._wake.set()
-
-    def forget(self) -> None:
-        """After a fork: the thread is gone, and so are the engines."""
-        self.__init__()  # type: ignore[misc]  # start afresh
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(1)  # a tick
 
     @property
     def running(self) -> bool:
@@ -81,7 +80,9 @@ class Ticker:
 
     def _run(self) -> None:
         own = threading.current_thread()
-        increment: Any = lib.wasmtime_engine_increment_epoch
+        # Without releasing the GIL: a thread that has to get it back does not tick on time, and
+        # at interpreter exit would never let go of the lock.
+        increment: Any = lib.brief("wasmtime_engine_increment_epoch")
         idle = 0
         while True:
             time.sleep(TICK_SECONDS)

@@ -63,9 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run_apart(options: argparse.Namespace, file: str) -> Report:
     """Run one script in a process of its own; its end, whatever it is, becomes a report."""
     command = [sys.executable, "-m", __package__ or "tests.core_suite", str(options.path), file]
-    command += ["--exact", "--jobs", "0", "--json", "--face", options.face]
+    command += ["--apart", "--jobs", "0", "--json", "--face", options.face]
     if options.tier:
         command += ["--tier", options.tier]
+    problem = ""
     output: str | bytes | None
     try:
         done = subprocess.run(
@@ -76,19 +77,16 @@ def _run_apart(options: argparse.Namespace, file: str) -> Report:
         problem = f"did not end within {options.timeout:g} seconds"
     else:
         output = done.stdout
-        last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
-        problem = f"the process ended with code {done.returncode}: {last}"
-        if done.returncode == 0:
-            problem = ""
+        if done.returncode:
+            last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
+            problem = f"the process ended with code {done.returncode}: {last}"
     try:
         (report,) = from_json(output or "")
     except ValueError:
         report = Report(file)
-    else:
-        # Failures end the process with 1. It may also have run the script and then died.
-        if report.failures and problem.startswith("the process ended with code 1:"):
-            problem = ""
+        problem = problem or "the process printed no report"
     if problem:
+        # After a report, it is how the process ended that went wrong.
         report.outcomes.append(Outcome("process", 0, "failed", problem))
     return report
 
@@ -105,11 +103,11 @@ def _run(options: argparse.Namespace, files: Sequence[str]) -> Iterator[Report]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what *arguments* ask for; 0 if everything came out as expected, 1 if not, else 2."""
     parser = _parser()
-    parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.path = options.path.resolve()
     try:
-        files = options.files if options.exact else find_scripts(options.path, options.files)
+        files = options.files if options.apart else find_scripts(options.path, options.files)
     except FileNotFoundError as exc:
         parser.error(str(exc))
     if not files:
@@ -128,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in report.lines():
                 print(line)
         print(summary(reports))
-    return 1 if any(report.failures for report in reports) else 0
+    failed = any(report.failures for report in reports)
+    return 1 if failed and not options.apart else 0
 
 
 if __name__ == "__main__":  # pragma: no cover - only a process of its own comes here

@@ -37,7 +37,7 @@ def to_json(reports: Iterable[Report]) -> str:
     return json.dumps([asdict(report) for report in reports])
 
 
-def from_json(text: str) -> list[Report]:
+def from_json(text: str | bytes) -> list[Report]:
     """
     Return the reports that `to_json` wrote.
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import pickle
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import asyncwasm as aw
+from asyncwasm._objects import builtins
 
-from .helpers import exports_of, readable
+from .helpers import Recorder, exports_of, readable
 
 EXTERN, STRING, CHARS, INT = "externref", "(ref extern)", "(ref null $chars)", "i32"
 BUILTINS: dict[str, tuple[list[str], str]] = {
@@ -60,7 +66,7 @@ MODULE = f"""(module
 
 HIGH, LOW, PAIR = "\ud83d", "\ude00", "\U0001f600"
 STRINGS = ["", "a", "1", "ab", "hello, world", "\n", "\0", "\u263a", "\u263a\u263a", "\uffff"]
-STRINGS += ["\U00010000\U00010001", f"a{PAIR}b", HIGH, LOW, LOW + HIGH]
+STRINGS += ["\U00010000\U00010001", f"a{PAIR}b", HIGH, LOW, LOW + HIGH, f"{HIGH}a"]
 OTHER_VALUES: list[Any] = [None, True, 13.37, 37, -0.0, float("nan"), b"hi", ["hi"], {"x": 1}]
 OTHER_VALUES += [object(), len, str]
 
@@ -400,3 +406,446 @@ def test_strings_pass_as_they_are_without_builtins() -> None:
     )
 
     assert [exports.f(text) for text in STRINGS] == STRINGS
+
+
+# Half of the characters are ones that are counted, cut or joined differently in UTF-16.
+_characters = st.one_of(
+    st.sampled_from(["a", HIGH, LOW, PAIR, "\uffff", "\ud800", "\udfff", "\U0010ffff"]),
+    st.characters(categories=None),
+)
+texts = st.one_of(
+    st.text(_characters, max_size=8),
+    st.text(_characters, max_size=8).map(lambda text: text * 200),  # is remembered
+)
+indices = st.one_of(st.integers(-3, 12), st.integers(-(2**31), 2**31 - 1))
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except aw.Trap:
+        return "trap"
+
+
+def _at(units: list[int], index: int) -> Any:
+    return units[index] if 0 <= index < len(units) else "trap"
+
+
+@settings(max_examples=50)
+@given(first=texts, second=texts, start=indices, end=indices)
+def test_builtins_do_what_a_list_of_code_units_does(
+    strings: Any, first: str, second: str, start: int, end: int
+) -> None:
+    left, right = _units(first), _units(second)
+    low, high = start % 2**32, end % 2**32
+
+    assert strings.length(first) == len(left)
+    assert _outcome(strings.charCodeAt, first, start) == _at(left, low)
+    expected = _at(left, low)
+    if expected != "trap":
+        expected = ord(_text(left[low : low + 2])[0])
+    assert _outcome(strings.codePointAt, first, start) == expected
+    assert strings.concat(first, second) == _text(left + right)
+    cut = strings.substring(first, start, end)
+    assert _units(cut) == (left[low:high] if low <= high else [])
+    assert strings.equals(first, second) == (left == right)
+    assert strings.equals(first, _text(left)) == 1
+    assert strings.compare(first, second) == (left > right) - (left < right)
+    assert strings.compare(first, _text(left)) == 0
+    assert strings.test(first) == 1
+    assert strings.cast(first) == first
+    assert strings.fromCharCode(start) == chr(low & 0xFFFF)
+    code = _outcome(strings.fromCodePoint, start)
+    assert code == (chr(low) if low < 0x110000 else "trap")
+
+
+@settings(max_examples=20)
+@given(text=st.text(_characters, max_size=12), start=indices, end=indices)
+def test_array_builtins_do_what_a_list_of_code_units_does(
+    strings: Any, text: str, start: int, end: int
+) -> None:
+    units = _units(text)
+    low, high = start % 2**32, end % 2**32
+    array = _array(strings, units)
+
+    read = _outcome(strings.fromCharCodeArray, array, start, end)
+    assert read == (_text(units[low:high]) if low <= high <= len(units) else "trap")
+
+    room = strings.make(10)
+    fits = low + len(units) <= 10
+    assert _outcome(strings.intoCharCodeArray, text, room, start) == (
+        len(units) if fits else "trap"
+    )
+    expected = [0] * 10
+    if fits:
+        expected[low : low + len(units)] = units
+    assert [strings.at(room, index) for index in range(10)] == expected
+
+
+class _Text(str):
+    """A string whose length is a lie."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+
+def test_instance_of_a_subclass_of_str_is_a_string(strings: Any) -> None:
+    text = _Text("abc")
+
+    assert strings.test(text) == 1
+    assert strings.cast(text) is text
+    assert strings.length(text) == 3
+    assert strings.substring(text, 1, 9) == "bc"
+    assert strings.equals(text, "abc") == 1
+
+
+def test_object_that_only_claims_to_be_a_str_is_no_string(strings: Any) -> None:
+    class Proxy:
+        @property  # type: ignore[misc]  # what a proxy does
+        def __class__(self) -> Any:
+            return str
+
+    proxy = Proxy()
+
+    assert isinstance(proxy, str)
+    assert strings.test(proxy) == 0
+    with pytest.raises(aw.Trap):
+        strings.length(proxy)
+
+
+@pytest.mark.parametrize("halves", [HIGH + LOW, f"a{HIGH}{LOW}", f"{LOW}{HIGH}{LOW}"], ids=ascii)
+def test_halves_that_come_from_outside_are_joined_in_results(strings: Any, halves: str) -> None:
+    assert strings.concat(halves, "") == _text(_units(halves))
+    assert strings.concat("", halves) == _text(_units(halves))
+    assert strings.cast(halves) is halves
+
+
+def test_concatenation_that_is_too_long_traps(
+    strings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "MAX_CHARACTERS", 5)
+
+    assert strings.concat("ab", "cde") == "abcde"
+    with pytest.raises(aw.Trap) as caught:
+        strings.concat("abc", "def")
+
+    assert caught.value.code is aw.TrapCode.ALLOCATION_TOO_LARGE
+
+
+def test_traps_say_what_was_wrong(strings: Any) -> None:
+    with pytest.raises(aw.Trap, match="length: expected a str, got null") as caught:
+        strings.length(None)
+    assert caught.value.code is aw.TrapCode.CAST_FAILURE
+    with pytest.raises(aw.Trap, match="charCodeAt: index 4294967295 is not below the length, 2"):
+        strings.charCodeAt("ab", -1)
+    with pytest.raises(aw.Trap, match="1 to 5 is not within an array of 3") as caught:
+        strings.fromCharCodeArray(strings.make(3), 1, 5)
+    assert caught.value.code is aw.TrapCode.ARRAY_OUT_OF_BOUNDS
+
+
+OTHER_ARRAYS = """(module
+  (type $bytes (array (mut i8))) (type $words (array (mut i32))) (type $fixed (array i16))
+  (type $pair (struct (field i32)))
+  (func (export "bytes") (result anyref) (array.new_default $bytes (i32.const 4)))
+  (func (export "words") (result anyref) (array.new_default $words (i32.const 4)))
+  (func (export "fixed") (result anyref) (array.new_default $fixed (i32.const 4)))
+  (func (export "pair") (result anyref) (struct.new_default $pair))
+  (func (export "number") (result anyref) (ref.i31 (i32.const 4))))"""
+
+
+@pytest.mark.parametrize("name", ["bytes", "words", "fixed", "pair", "number"])
+@pytest.mark.parametrize("prefix", ["", "direct_"])
+def test_array_of_another_type_is_refused(prefix: str, name: str) -> None:
+    with aw.Store():
+        strings = aw.Instance(aw.Module(aw.wat2wasm(MODULE), builtins=["js-string"])).exports
+        other = exports_of(OTHER_ARRAYS)
+
+        with pytest.raises(TypeError):
+            strings[f"{prefix}fromCharCodeArray"](other[name](), 0, 1)
+        with pytest.raises(TypeError):
+            strings[f"{prefix}intoCharCodeArray"]("a", other[name](), 0)
+
+
+def test_builtins_that_take_arrays_can_be_called_directly(strings: Any) -> None:
+    array = _array(strings, [0x61, 0x62])
+
+    assert strings.direct_fromCharCodeArray(array, 0, 2) == "ab"
+    assert strings.direct_intoCharCodeArray("z", array, 1) == 1
+    assert strings.fromCharCodeArray(array, 0, 2) == "az"
+
+
+def test_guest_keeps_its_strings_while_builtins_make_others() -> None:
+    """Collections happen while the guest waits for a builtin; they see what it holds."""
+    text = """(module
+      (type $chars (array (mut i16)))
+      (import "wasm:js-string" "concat"
+        (func $concat (param externref externref) (result (ref extern))))
+      (import "wasm:js-string" "fromCharCodeArray"
+        (func $from (param (ref null $chars) i32 i32) (result (ref extern))))
+      (func (export "f") (param $text externref) (param $rounds i32) (result externref)
+        (local $chars (ref $chars)) (local $kept externref)
+        (local.set $chars (array.new $chars (i32.const 0x78) (i32.const 2)))
+        (local.set $kept (call $concat (local.get $text) (local.get $text)))
+        (loop $again
+          (drop (call $concat (local.get $kept) (local.get $text)))
+          (local.set $rounds (i32.sub (local.get $rounds) (i32.const 1)))
+          (br_if $again (local.get $rounds)))
+        (call $concat (local.get $kept)
+          (call $from (local.get $chars) (i32.const 0) (i32.const 2)))))"""
+    instance = aw.Instance(aw.Module(aw.wat2wasm(text), builtins=["js-string"]))
+
+    assert instance.exports.f("ab", 6_000) == "ababxx"
+
+
+def test_start_function_that_traps_in_a_builtin_raises_the_trap() -> None:
+    """IC3."""
+    text = """(module (import "wasm:js-string" "length" (func $l (param externref) (result i32)))
+      (func $start (drop (call $l (ref.null extern)))) (start $start))"""
+    module = aw.Module(aw.wat2wasm(text), builtins=["js-string"])
+
+    with pytest.raises(aw.Trap):
+        aw.Instance(module)
+
+
+async def test_builtins_of_one_store_take_turns() -> None:
+    async with aw.Store():
+        module = aw.Module(aw.wat2wasm(MODULE), builtins=["js-string"])
+        first, second = aw.Instance(module).exports, aw.Instance(module).exports
+
+        results = await asyncio.gather(
+            *[
+                exports.concat.call_async("a", str(index))
+                for index in range(50)
+                for exports in (first, second)
+            ]
+        )
+
+    assert sorted(results) == sorted(f"a{index}" for index in range(50) for _ in range(2))
+
+
+def test_builtin_may_be_imported_twice() -> None:
+    text = """(module
+      (import "wasm:js-string" "length" (func $a (param externref) (result i32)))
+      (import "wasm:js-string" "length" (func $b (param externref) (result i32)))
+      (import "s" "abc" (global $c externref)) (import "s" "abc" (global $d (ref extern)))
+      (func (export "f") (result i32)
+        (i32.add (call $a (global.get $c)) (call $b (global.get $d)))))"""
+    module = aw.Module(aw.wat2wasm(text), builtins=["js-string"], imported_string_constants="s")
+
+    assert aw.Instance(module).exports.f() == 6
+
+
+def test_builtins_work_in_a_store_that_counts_fuel() -> None:
+    module = aw.Module(aw.wat2wasm(MODULE), builtins=["js-string"])
+
+    instance = aw.Instance(module, limits=aw.Limits(fuel=100_000))
+
+    assert instance.exports.concat("a", "b") == "ab"
+
+
+def test_pickled_module_keeps_its_builtins() -> None:
+    """MO6, OP3."""
+    module = aw.Module(aw.wat2wasm(MODULE), builtins=["js-string", "unknown"])
+
+    twin = pickle.loads(pickle.dumps(module))
+
+    assert twin.imports() == []
+    assert aw.Instance(twin).exports.length(PAIR) == 2
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        "(type $chars (array i16))",
+        "(type $chars (array (mut i8)))",
+        "(type $chars (array (mut i32)))",
+        "(type $chars (struct (field (mut i16))))",
+        "(type $chars (sub (array (mut i16))))",
+        "(rec (type $chars (array (mut i16))) (type (struct)))",
+        "(rec (type (struct)) (type $chars (array (mut i16))))",
+        "(type $base (sub (array (mut i16)))) (type $chars (sub final $base (array (mut i16))))",
+    ],
+)
+@pytest.mark.parametrize("name", ["fromCharCodeArray", "intoCharCodeArray"])
+def test_array_type_must_be_the_very_one(name: str, types: str) -> None:
+    """VA2: the same type is one that is equal by the rules of recursion groups."""
+    text = f"""(module {types}
+      (import "wasm:js-string" "{name}" (func {_signature(*BUILTINS[name])})))"""
+
+    assert aw.validate(aw.wat2wasm(text)) is True
+    assert aw.validate(aw.wat2wasm(text), builtins=["js-string"]) is False
+
+
+@pytest.mark.parametrize("chars", ["(ref $chars)", "(ref null array)", "arrayref", "anyref"])
+def test_array_parameter_must_be_the_very_one(chars: str) -> None:
+    """VA2."""
+    text = f"""(module (type $chars (array (mut i16)))
+      (import "wasm:js-string" "fromCharCodeArray"
+        (func (param {chars} i32 i32) (result (ref extern)))))"""
+
+    assert aw.validate(aw.wat2wasm(text)) is True
+    assert aw.validate(aw.wat2wasm(text), builtins=["js-string"]) is False
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        "(type $t (sub (func (param externref) (result i32))))",
+        """(type $base (sub (func (param externref) (result i32))))
+           (type $t (sub final $base (func (param externref) (result i32))))""",
+        "(rec (type (struct)) (type $t (func (param externref) (result i32))))",
+    ],
+    ids=["open", "supertype", "group"],
+)
+def test_function_type_must_be_the_very_one(types: str) -> None:
+    """VA2."""
+    wasm = aw.wat2wasm(f'(module {types} (import "wasm:js-string" "test" (func (type $t))))')
+
+    assert aw.validate(wasm) is True
+    assert aw.validate(wasm, builtins=["js-string"]) is False
+
+
+def test_equal_types_elsewhere_in_the_module_change_nothing() -> None:
+    """VA2: only what is in the same recursion group counts."""
+    text = """(module (type (array (mut i16))) (type $chars (array (mut i16))) (type (struct))
+      (rec (type (struct)) (type (struct)))
+      (type $t (func (param (ref null $chars) i32 i32) (result (ref extern))))
+      (rec (type (struct)) (type (struct)))
+      (import "wasm:js-string" "fromCharCodeArray" (func (type $t))))"""
+
+    assert aw.validate(aw.wat2wasm(text), builtins=["js-string"]) is True
+
+
+def test_import_object_is_asked_only_for_what_the_options_leave() -> None:
+    """OP4, section 1.11."""
+    text = """(module (import "s" "hello" (global externref)) (import "m" "a" (global i32))
+      (import "wasm:js-string" "test" (func (param externref) (result i32)))
+      (import "m" "b" (global i32)) (import "wasm:js-string" "mine" (func)))"""
+    order: list[str] = []
+    parts = {
+        "m": Recorder(order, {"a": 1, "b": 2}),
+        "wasm:js-string": Recorder(order, {"mine": lambda: None}),
+    }
+    module = aw.Module(aw.wat2wasm(text), builtins=["js-string"], imported_string_constants="s")
+
+    aw.Instance(module, Recorder(order, parts))
+
+    assert order == ["m", "a", "m", "b", "wasm:js-string", "mine"]
+
+
+def test_string_constants_win_over_a_builtin_set_of_the_same_name() -> None:
+    """VA2: the module of constants is looked at first."""
+    wasm = aw.wat2wasm("""(module (import "wasm:js-string" "length" (global $g externref))
+      (export "g" (global $g)))""")
+    options: dict[str, Any] = {
+        "builtins": ["js-string"],
+        "imported_string_constants": "wasm:js-string",
+    }
+
+    assert aw.Instance(aw.Module(wasm, **options)).exports.g.value == "length"
+
+
+def test_what_is_left_must_be_given() -> None:
+    """RI1."""
+    text = """(module (import "s" "hello" (global externref)) (import "m" "a" (global i32)))"""
+    module = aw.Module(aw.wat2wasm(text), imported_string_constants="s")
+
+    with pytest.raises(TypeError, match="'m' 'a'"):
+        aw.Instance(module)
+
+
+BAD_OPTIONS: list[dict[str, Any]] = [
+    {"builtins": "js-string"},
+    {"builtins": b"js-string"},
+    {"builtins": None},
+    {"builtins": 1},
+    {"builtins": [None]},
+    {"builtins": [b"js-string"]},
+    {"imported_string_constants": b"s"},
+    {"imported_string_constants": 1},
+    {"imported_string_constants": ["s"]},
+]
+in_every_bad_option = pytest.mark.parametrize("options", BAD_OPTIONS, ids=repr)
+
+
+@in_every_bad_option
+def test_option_of_the_wrong_type_is_a_type_error(options: dict[str, Any]) -> None:
+    """OP1, OP2."""
+    wasm = aw.wat2wasm("(module)")
+
+    with pytest.raises(TypeError):
+        aw.Module(wasm, **options)
+    with pytest.raises(TypeError):
+        aw.validate(wasm, **options)
+
+
+@in_every_bad_option
+async def test_option_of_the_wrong_type_is_a_type_error_when_awaited(
+    options: dict[str, Any],
+) -> None:
+    """OP1, OP2, CO2."""
+    wasm = aw.wat2wasm("(module)")
+
+    for coroutine in (
+        aw.compile(wasm, **options),
+        aw.instantiate(wasm, **options),
+    ):
+        with pytest.raises(TypeError):
+            await coroutine
+
+
+async def test_names_of_builtin_sets_are_read_at_the_call() -> None:
+    """Contract 1: arguments are read at the call."""
+    names = ["js-string"]
+    wasm = aw.wat2wasm(MODULE)
+
+    compiling = aw.compile(wasm, builtins=iter(names))
+    listed = aw.instantiate(wasm, builtins=names)
+    names.clear()
+
+    assert (await compiling).imports() == []
+    assert (await listed).instance.exports.length("ab") == 2
+
+
+async def test_one_set_of_bytes_has_modules_with_different_options() -> None:
+    """OP3: the code is shared, the options are not."""
+    wasm = aw.wat2wasm(MODULE)
+
+    with_builtins, without = await asyncio.gather(
+        aw.compile(wasm, builtins=["js-string"]), aw.compile(wasm)
+    )
+
+    assert with_builtins.imports() == []
+    assert len(without.imports()) == len(BUILTINS)
+
+
+async def _chunks(wasm: bytes) -> AsyncIterator[bytes]:
+    yield wasm
+
+
+async def test_streaming_forms_take_the_options() -> None:
+    """OP3."""
+    wasm = aw.wat2wasm(MODULE)
+
+    module = await aw.compile_streaming(_chunks(wasm), builtins=["js-string"])
+    _, instance = await aw.instantiate_streaming(_chunks(wasm), builtins=["js-string"])
+
+    assert module.imports() == []
+    assert instance.exports.length(PAIR) == 2
+    with pytest.raises(aw.CompileError):
+        await aw.compile_streaming(_chunks(wasm), builtins=["unknown", "unknown"])
+
+
+@pytest.mark.parametrize("character", ["\u263a", PAIR], ids=ascii)
+def test_guest_may_go_through_many_long_strings_at_once(strings: Any, character: str) -> None:
+    """More of them than are remembered."""
+    texts = [character * 300 + str(index) for index in range(20)]
+    units = [_units(text) for text in texts]
+
+    for position in (0, 1, 299, 300):
+        assert [strings.charCodeAt(text, position) for text in texts] == [
+            each[position] for each in units
+        ]
+    assert [strings.length(text) for text in texts] == [len(each) for each in units]
