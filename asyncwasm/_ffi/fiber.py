@@ -7,7 +7,7 @@ guest asked for; the function runs after `poll` has returned, on the ordinary st
 Rule 2: the callback must always set a continuation, or the library aborts the process. So no
 exception may be raised on the way in: while Python code can run on the fiber of the main
 thread, signal handlers are held back (`_poll_deferring_signals`), and before each poll there
-is a look whether the recursion limit leaves room (`_make_sure_of_room`).
+is a look whether the recursion limit leaves room (`make_sure_of_room`).
 Rule 3: what was handed to the library stays alive and untouched until the future is deleted;
 the store's handle keeps it.
 Rule 4: a future is polled by one thread at a time (the store's lock), and never again after
@@ -185,18 +185,13 @@ class Fiber:
         self.future = future
         self.handle.futures[future] = (self.memory, kept)
 
-    def poll(self, calls_python: bool, nested: int = 0) -> bool:
+    def poll(self, calls_python: bool) -> bool:
         """
         Run the guest on this thread until it suspends; return whether it has finished.
 
         The caller holds the store's lock. *calls_python* says whether the store has host
-        functions, so that Python code may run on the fiber; *nested* how many fibers are polled
-        by the continuations of others.
+        functions, so that Python code may run on the fiber.
         """
-        if calls_python:
-            _make_sure_of_room(
-                _STEP_FRAMES * (nested + 1) if self.handle.guarded else _IMPORT_FRAMES
-            )
         previous, _slot.fiber = _slot.fiber, self
         try:
             if calls_python and threading.current_thread() is threading.main_thread():
@@ -253,14 +248,14 @@ class Fiber:
 
 
 # Python frames that `_on_import`, and `_on_poll` with what it calls, take at most.
-_IMPORT_FRAMES = 5
-_STEP_FRAMES = 24
+IMPORT_FRAMES = 9
+STEP_FRAMES = 24
 
 
-def _make_sure_of_room(frames: int) -> None:
-    """Raise RecursionError here rather than on the fiber."""
+def make_sure_of_room(frames: int) -> None:
+    """Raise RecursionError here rather than on the fiber, or inside of ctypes."""
     if frames:
-        _make_sure_of_room(frames - 1)
+        make_sure_of_room(frames - 1)
 
 
 # The C functions below the module's own, which spend most of their time on enumerations.

@@ -23,7 +23,7 @@ import anyio
 
 from .._errors import Interrupted, InterruptReason
 from .._ffi.codec import Row
-from .._ffi.fiber import ARGUMENTS, Fiber
+from .._ffi.fiber import ARGUMENTS, IMPORT_FRAMES, STEP_FRAMES, Fiber, make_sure_of_room
 from .._types import FunctionType
 
 if TYPE_CHECKING:
@@ -178,6 +178,9 @@ class Operation:
         """Run the guest on this thread until it is done, asks for something, or yields."""
         store = self.store
         handle = store.ready(self)
+        make_sure_of_room(
+            STEP_FRAMES * (1 + len(self._outer_fibers())) if handle.guarded else IMPORT_FRAMES
+        )
         with handle.lock:
             # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
             if self.interrupted is not None:
@@ -207,7 +210,7 @@ class Operation:
         for above, below in itertools.pairwise(chain):
             above.child = below
         try:
-            outer[0].poll(calls_python, len(outer))
+            outer[0].poll(calls_python)
         finally:
             for above in outer:
                 above.child = None
@@ -323,6 +326,8 @@ class Operation:
         lane, self.lane = self.lane, None
         fiber, self.fiber = self.fiber, None
         if fiber is not None and self.begun:  # else there is nothing to enter the store for
+            if not fiber.finished:
+                self.store.disturb()
             self.store.drop_fiber(fiber, self.release_values(fiber))
         if lane is not None and lane.current is self:
             lane.leave_after(self.children)

@@ -22,6 +22,10 @@ def run(operation: Operation) -> Any:
                 return operation.result()
             if state is IMPORT:
                 _call_host(operation)
+                if operation.children.current is not None:
+                    # The import has left a call suspended (an eager task does), on top of
+                    # which the guest must not go on, not even to catch an exception.
+                    raise operation.store.busy()
     finally:
         operation.leave()
 

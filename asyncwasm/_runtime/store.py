@@ -151,6 +151,7 @@ class Store:
         self._python_tag: Extern | None = None
         self._near = False
         self._asynchronous = False
+        self._disturbed = False
         self._operations: weakref.WeakKeyDictionary[Operation, None] = weakref.WeakKeyDictionary()
         self.root = Lane()
         self.hosts: list[HostFunction] = []
@@ -313,6 +314,21 @@ class Store:
     def bound(self) -> bool:
         """Whether the native store has been made."""
         return self._native is not None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether whatever its guests were asked for has ended by returning."""
+        handle = self._native
+        return not (
+            self._disturbed
+            or self._closed
+            or self._operations
+            or (handle is not None and (handle.lock.locked() or not handle.ours))
+        )
+
+    def disturb(self) -> None:
+        """Note that a guest was stopped halfway: by an error, or by whoever awaited it."""
+        self._disturbed = True
 
     def ready(self, operation: Operation | None = None) -> StoreHandle:
         """Return the native store if it can be entered now; the caller takes its lock."""
@@ -518,6 +534,7 @@ class Store:
         self, error: int, trap: int, what: str, kind: type[WasmError] | None = None
     ) -> BaseException:
         """Return the exception for what a fiber or a call failed with."""
+        self.disturb()
         # A thrown exception arrives as an error from a fiber, as a trap from a direct call.
         thrown = self._take_thrown()
         if thrown is not None:
