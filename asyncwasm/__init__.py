@@ -8,6 +8,8 @@ The WebAssembly JavaScript API for async Python.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._api import compile as compile
 from ._api import compile_streaming as compile_streaming
 from ._api import instantiate as instantiate
@@ -56,6 +58,11 @@ from ._types import TableType as TableType
 from ._types import TagType as TagType
 from ._version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from .batch import Loaded as Loaded
+    from .batch import load_many as load_many
+    from .pool import InstancePool as InstancePool
+
 __all__ = (
     "PYTHON_TAG",
     "BlockingCallWarning",
@@ -72,12 +79,14 @@ __all__ = (
     "GlobalType",
     "ImportDescriptor",
     "Instance",
+    "InstancePool",
     "Instantiated",
     "Interrupted",
     "LargeModuleError",
     "LargeModuleWarning",
     "Limits",
     "LinkError",
+    "Loaded",
     "Memory",
     "MemoryType",
     "Module",
@@ -100,13 +109,35 @@ __all__ = (
     "configure_sync_guard",
     "instantiate",
     "instantiate_streaming",
+    "load_many",
     "promising",
     "validate",
     "wat2wasm",
 )
 
+_LAZY = {"InstancePool": "pool", "Loaded": "batch", "load_many": "batch"}  # name -> its face
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a face when something of it is first used: most programs need few of them."""
+        face = _LAZY.get(name)
+        if face is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{face}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
 for _name in __all__:
+    if _name in _LAZY:
+        continue  # says itself where it is at home
     _object = globals()[_name]
     if isinstance(_object, type) or callable(_object):
         _object.__module__ = __name__
-del _name, _object
+del TYPE_CHECKING, _name, _object

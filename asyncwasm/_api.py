@@ -21,6 +21,7 @@ from ._objects.instance import Instance, Preparation
 from ._objects.module import Module, engine_or_default
 from ._objects.options import NO_OPTIONS, CompileOptions
 from ._runtime.config import Limits
+from ._runtime.artifact import Variant
 from ._runtime.engine import Engine
 from ._runtime.store import Store
 
@@ -123,6 +124,7 @@ def instantiate(
         TypeError: If *source* is nothing of the kind, or *imports* has the wrong shape. If
             options are given with a module, which has its own.
         LinkError: If an import is missing, has the wrong type, or lives in another store.
+        RangeError: If the module needs more memory, or more of anything, than it can have.
         Trap: If the start function traps, or a segment does not fit.
         ClosedResourceError: If the engine or the store has been closed.
     Cancellation: Stops the start function and unwinds it; there is no instance then. A
@@ -226,6 +228,7 @@ def instantiate_streaming(
         CompileError: As by `compile_streaming`.
         TypeError: As by `compile_streaming`, or if *imports* has the wrong shape.
         LinkError: If an import is missing, has the wrong type, or lives in another store.
+        RangeError: If the module needs more memory, or more of anything, than it can have.
         Trap: If the start function traps, or a segment does not fit.
         ClosedResourceError: If the engine or the store has been closed.
         Exception: Whatever *source* raises, unchanged.
@@ -272,7 +275,7 @@ def validate(
     chosen = engine_or_default(engine)
     if len(binary) > chosen.config.max_module_bytes:
         return False
-    if not compiling.is_valid(chosen.native(chosen.variant(False)), binary):
+    if not compiling.is_valid(chosen.native(Variant()), binary):
         return False
     return options == NO_OPTIONS or options.fit(decode(binary))
 

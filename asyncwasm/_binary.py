@@ -9,6 +9,7 @@ by their size, and nothing is allocated because a count says so.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,7 @@ _HEADER = b"\0asm\1\0\0\0"
 _KINDS: Final[tuple[Kind, ...]] = ("function", "table", "memory", "global", "tag")
 
 _CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START = range(9)
-_TAG = 13
+_CODE, _DATA, _TAG = 10, 11, 13
 
 _HEAPS: Final = {
     **dict(enumerate(("exn", "array", "struct", "i31", "eq", "any"), 0x69)),
@@ -395,6 +396,17 @@ def _sections(binary: bytes) -> Iterator[_Section]:
             raise reader.fail("unexpected end of a section")
         yield _Section(id, header, reader.offset, end, name)
         reader.offset = end
+
+
+def outline(binary: bytes) -> str:
+    """Return a digest of what `decode` reads: all sections but code, data and custom ones."""
+    digest = hashlib.blake2b(digest_size=32)
+    for section in _sections(binary):
+        if section.id not in (_CUSTOM, _CODE, _DATA):
+            digest.update(section.id.to_bytes(1, "little"))
+            digest.update((section.end - section.start).to_bytes(8, "little"))
+            digest.update(memoryview(binary)[section.start : section.end])
+    return digest.hexdigest()
 
 
 def _module_name(payload: bytes) -> str | None:

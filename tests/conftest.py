@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+os.environ["ASYNCWASM_CACHE_DIR"] = "off"  # before the package makes its default engine
 
 import asyncwasm as aw
 

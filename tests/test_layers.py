@@ -14,7 +14,7 @@ PACKAGE = ROOT / "asyncwasm"
 FACES = {"cache", "batch", "pool", "wasi", "asgi", "testing"}
 LAYERS = [
     {"_errors", "_types", "_log", "_binary", "_version"},
-    {"_ffi"},
+    {"_ffi", "_speedups"},  # the latter is its accelerator, in C
     {"_runtime"},
     {"_objects"},
     {"_driver"},

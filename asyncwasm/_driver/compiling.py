@@ -6,11 +6,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from .._objects.instance import Instance, Preparation
 from .._objects.module import Module
 from .._objects.options import NO_OPTIONS, CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
+from .._runtime.jobs import Job
 from .._runtime.store import Store
 from .drive import drive
 from .signal import new_signal
@@ -33,12 +36,27 @@ class Instantiated(NamedTuple):
 
 
 async def result_of(job: Future[T]) -> T:
-    """Wait for *job*; being cancelled leaves it alone."""
-    if not job.done():
-        signal = new_signal()
-        job.add_done_callback(lambda _: signal.wake())
-        await signal.wait()
+    """Wait for *job*; being cancelled leaves it alone, unless nobody else waits for its turn."""
+    try:
+        if not job.done():
+            signal = new_signal()
+            job.add_done_callback(lambda _: signal.wake())
+            await signal.wait()
+    except BaseException:
+        if isinstance(job, Job):
+            job.abandon()
+        raise
     return job.result()
+
+
+async def wait_optimized(module: Module) -> Module:
+    """Wait until the background work on *module* is done."""
+    await checkpoint_if_cancelled()
+    artifact = module._artifact
+    future = artifact.engine.optimization(artifact)
+    if future is not None:
+        await result_of(future)
+    return module
 
 
 async def compile_module(
@@ -80,18 +98,8 @@ async def instantiate_prepared(preparation: Preparation) -> Instance:
 
 async def _compile_variant(preparation: Preparation) -> None:
     """Compile the code for a store that needs another variant than the module was made for."""
-    job: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            preparation.compile()
-        except BaseException as exc:
-            job.set_exception(exc)
-        else:
-            job.set_result(None)
-
-    preparation.module.engine.compilers.submit(work)
-    await result_of(job)
+    artifact, variant = preparation.module._artifact, preparation.store.variant
+    await result_of(artifact.engine.soon((artifact.digest, variant), preparation.compile))
 
 
 async def failing(exc: BaseException) -> Any:
@@ -107,3 +115,4 @@ def at_await(function: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, A
         return failing(exc)
 
 
+Module._wait_optimized = staticmethod(wait_optimized)

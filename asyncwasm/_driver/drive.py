@@ -19,7 +19,8 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
 from .._objects.function import ExportedFunction, Function
-from .._runtime.operation import DONE, IMPORT, YIELDED, HostCall, Operation, State, current
+from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, State
+from .._runtime.operation import HostCall, Operation, current
 from .signal import AsyncioSignal, TrioSignal, new_signal
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
@@ -46,31 +47,37 @@ async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
+    now = operation.store.engine.ticker.now
     try:
         if not operation.enter():
             await _wait_for_turn(operation)
-        started = perf_counter()
+        started = now()
         slices = 0
-        state = operation.poll()
+        state = operation.advance(SLICE_SECONDS)
         while state is not DONE:
-            if state is IMPORT:
-                await _call_host(operation)
+            if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
+                if isinstance(state, tuple):
+                    if operation.children.current is not None:
+                        await _wait_for_children(operation)
+                    operation.settle(state)
+                elif state is IMPORT:
+                    await _call_host(operation)
                 # Also after an import that was awaited: whether the loop has run meanwhile
                 # cannot be told, and an import that has its answer at hand does not let it.
-                if perf_counter() - started >= SLICE_SECONDS:
+                if now() - started >= SLICE_SECONDS:
                     await checkpoint()
-                    started = perf_counter()
+                    started = now()
                 slices = 0
-            elif perf_counter() - started >= SLICE_SECONDS:
+            elif now() - started >= SLICE_SECONDS:
                 slices += 1
                 if slices > INLINE_SLICES and _may_move(operation):
                     state = await _poll_on_thread(operation)
-                    started = perf_counter()
+                    started = now()
                     slices = 0
                     continue
                 await checkpoint()
-                started = perf_counter()
-            state = operation.poll()
+                started = now()
+            state = operation.advance(SLICE_SECONDS)
         return operation.result()
     finally:
         operation.leave()

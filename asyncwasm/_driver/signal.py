@@ -110,9 +110,19 @@ class TrioSignal:
             await self._event.wait()
 
 
+def in_trio() -> bool:
+    """Return whether the caller is a task of trio."""
+    trio: Any = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task()
+
+
 def new_signal() -> AsyncioSignal | TrioSignal:
     """Return a signal of the running loop."""
-    trio: Any = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task():
-        return TrioSignal()
-    return AsyncioSignal()
+    return TrioSignal() if in_trio() else AsyncioSignal()
+
+
+def running_loop() -> object:
+    """Return an object that stands for the running loop."""
+    if in_trio():
+        return sys.modules["trio"].lowlevel.current_trio_token()
+    return asyncio.get_running_loop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 from collections.abc import Mapping
 
 from .._errors import CompileError
@@ -21,8 +23,9 @@ def new_engine(
     fuel: bool,
     max_wasm_stack_bytes: int,
     features: Mapping[str, bool],
+    parallel: bool = True,
 ) -> Handle:
-    """Return a new native engine."""
+    """Return a new native engine; one that is not *parallel* compiles on the calling thread."""
     config = lib.wasm_config_new()
     lib.wasmtime_config_strategy_set(config, strategy)
     lib.wasmtime_config_epoch_interruption_set(config, True)
@@ -33,7 +36,7 @@ def new_engine(
     lib.wasmtime_config_shared_memory_set(config, features.get("threads", True))
     lib.wasmtime_config_wasm_component_model_async_set(config, False)
     # In a forked process the threads of the parent's compiler do not exist.
-    lib.wasmtime_config_parallel_compilation_set(config, not was_forked())
+    lib.wasmtime_config_parallel_compilation_set(config, parallel and not was_forked())
     # Only what differs from the library's defaults: it aborts the process when a proposal that
     # the compiler lacks is asked for, and switches it off by itself when it is not.
     for name, enabled in features.items():
@@ -54,12 +57,60 @@ def new_module(engine: Handle, binary: bytes) -> Handle:
     return Handle(pointer.value or 0, "wasmtime_module_delete")
 
 
+def validate(engine: Handle, binary: bytes) -> None:
+    """Raise CompileError unless *binary* is a valid module."""
+    error = lib.wasmtime_module_validate(engine.pointer, ctypes.c_char_p(binary), len(binary))
+    if error:
+        raise compile_error(error)
+
+
 def is_valid(engine: Handle, binary: bytes) -> bool:
     """Return whether *binary* is a valid module."""
     error = lib.wasmtime_module_validate(engine.pointer, ctypes.c_char_p(binary), len(binary))
     if error:
         take_error(error)
     return not error
+
+
+def engine_version() -> str:
+    """Return the version of the library."""
+    return lib.loaded_version()
+
+
+def has_baseline() -> bool:
+    """Return whether the baseline compiler makes code for this machine."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def serialize(module: Handle) -> bytes:
+    """Return the code of *module*, which any engine of the same configuration can load."""
+    vector = ByteVec()
+    error = lib.wasmtime_module_serialize(module.pointer, ctypes.byref(vector))
+    if error:
+        raise compile_error(error)
+    return vector.take()
+
+
+def deserialize(engine: Handle, code: bytes) -> Handle:
+    """Load what `serialize` returned. Anything else is executed all the same: authenticate it."""
+    pointer = ctypes.c_void_p()
+    error = lib.wasmtime_module_deserialize(
+        engine.pointer, ctypes.c_char_p(code), len(code), ctypes.byref(pointer)
+    )
+    if error:
+        raise compile_error(error)
+    return Handle(pointer.value or 0, "wasmtime_module_delete")
+
+
+def deserialize_file(engine: Handle, path: str) -> Handle:
+    """Like `deserialize`, mapping the file at *path*, which must never be written to again."""
+    pointer = ctypes.c_void_p()
+    error = lib.wasmtime_module_deserialize_file(
+        engine.pointer, os.fsencode(path), ctypes.byref(pointer)
+    )
+    if error:
+        raise compile_error(error)
+    return Handle(pointer.value or 0, "wasmtime_module_delete")
 
 
 def imported_function_types(module: Handle) -> list[Handle | None]:

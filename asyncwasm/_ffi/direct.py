@@ -14,6 +14,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from .accelerator import speedups
 from .codec import RAW_BYTES, Row
 from .handles import StoreHandle
 from .library import lib
@@ -38,6 +39,19 @@ def direct_call(
     more care; *failed* makes the exception of an error and a trap pointer; *held* is told
     about calls longer than *hold_seconds*.
     """
+    if speedups is not None and _plain(parameters) and _plain(results):
+        return speedups.Direct(  # type: ignore[no-any-return]
+            handle.lock,
+            handle.context,
+            function,
+            letters(parameters),
+            letters(results),
+            detour,
+            failed,
+            held,
+            handle.close,
+            hold_seconds,
+        )
     native = lib.undeclared("wasmtime_func_call_unchecked")
     count = max(len(parameters.types), len(results.types))
     raw = (ctypes.c_uint64 * 2)(*function)
@@ -58,7 +72,7 @@ def direct_call(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(*arguments: Any) -> Any:
-        if handle.detour or checked or locked():
+        if handle._detour or checked or locked():
             return detour(arguments)
         try:
             lent = free.pop()
@@ -75,7 +89,7 @@ def direct_call(
             if not handle.open:
                 return detour(arguments)
             error = native(context, callee, values, length, trap)
-        if handle.closing:
+        if handle._closing:
             handle.close()
         seconds = perf_counter() - started
         outcome = unpack(memory)
@@ -88,6 +102,41 @@ def direct_call(
 
     call.keepalive = raw  # type: ignore[attr-defined]
     return call
+
+
+def letters(row: Row) -> str:
+    """Return the accelerator's letters for numeric types."""
+    return "".join(_LETTERS[type] for type in row.types)
+
+
+def _plain(row: Row) -> bool:
+    return len(row.types) <= speedups.MOST_VALUES and not row.checked
+
+
+def plain_host(callable: Callable[..., Any], parameters: Row, results: Row) -> Any:
+    """Return the accelerator's form of a host function, None if it has to go the slow way."""
+    if speedups is None or not (parameters.numeric and results.numeric):
+        return None
+    if max(len(parameters.types), len(results.types)) > speedups.MOST_VALUES:
+        return None
+    return speedups.Host(callable, letters(parameters), letters(results))
+
+
+_LETTERS = {"i32": "i", "i64": "q", "f32": "f", "f64": "d", "v128": "v"}
+
+
+class _Called:
+    """An object that is called through its `_direct`."""
+
+    __slots__ = ("_direct",)
+
+    _direct: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._direct(*arguments)
+
+
+Called: type[_Called] = _Called if speedups is None else speedups.Callable
 
 
 def call_prepared(

@@ -24,6 +24,8 @@ from .library import ByteVec, PointerVec, lib
 _OFFSET = re.compile(r"\(at offset 0x([0-9a-f]+)\)")
 _BACKTRACE = "error while executing at wasm backtrace:"
 _UNKNOWN_OFFSET = (1 << 64) - 1
+# What a direct call ends with at the epoch deadline of a store that has run fibers.
+_CANNOT_YIELD = "cannot use `UpdateDeadline::Yield` without using an async wasm entrypoint"
 
 _MESSAGES = {
     TrapCode.STACK_OVERFLOW: "call stack exhausted",
@@ -49,6 +51,11 @@ class NativeError(NamedTuple):
 
     message: str
     frames: tuple[Frame, ...]
+
+    @property
+    def is_deadline(self) -> bool:
+        """Whether the guest has reached its epoch deadline on a stack that cannot yield."""
+        return _CANNOT_YIELD in self.message
 
 
 def take_error(pointer: int) -> NativeError:
@@ -90,6 +97,8 @@ def trap(number: int | None, message: str, frames: tuple[Frame, ...]) -> Trap:
         return StackOverflow(message, code, frames)
     if code is TrapCode.OUT_OF_FUEL:
         return Interrupted("fuel", code=code, frames=frames)
+    if code is TrapCode.INTERRUPT:
+        return Interrupted("deadline", frames=frames)
     return Trap(message, code, frames)
 
 

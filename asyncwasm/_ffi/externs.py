@@ -427,14 +427,20 @@ def rethrow(handle: StoreHandle, exception: Root) -> int:
     return trap
 
 
+def has_exception(handle: StoreHandle) -> bool:
+    """Return whether an exception is pending."""
+    pending: bool = lib.wasmtime_context_has_exception(handle.context)
+    return pending
+
+
 def take_exception(
     handle: StoreHandle, references: References
-) -> tuple[Extern, list[Any], Root] | None:
+) -> tuple[Extern, list[Any], Root]:
     """Return tag and fields of the pending exception, and its root."""
     exception = Root(handle)
     payload = exception.address + 8
-    if not lib.wasmtime_context_take_exception(handle.context, payload):
-        return None
+    found = lib.wasmtime_context_take_exception(handle.context, payload)
+    assert found
     exception.memory[0] = KIND_EXN
     tag = Extern(TAG)
     check(lib.wasmtime_exnref_tag(handle.context, payload, tag.address), RangeError)

@@ -23,18 +23,33 @@ from __future__ import annotations
 
 import _signal
 import ctypes
+import enum
 import signal
 import struct
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from .accelerator import speedups
 from .codec import Row
 from .handles import StoreHandle
 from .library import lib
 
-TRAP, ERROR, FLAG, FUNCTION, ARGUMENTS = 0, 8, 16, 24, 40
+TRAP, ERROR, FLAG, FUNCTION = 0, 8, 16, 24
+ARGUMENTS = 40 if speedups is None else speedups.HEAD_BYTES
 _HEADER = struct.Struct("<QQ")
+
+
+class State(enum.Enum):
+    """Why a guest does not run any more."""
+
+    DONE = enum.auto()
+    IMPORT = enum.auto()  # it waits for the answer to a request
+    YIELDED = enum.auto()  # the clock has ticked
+    ANSWERED = enum.auto()  # the time is over, and its request has been answered
+
+
+DONE, IMPORT, YIELDED, ANSWERED = State
 
 
 class Request(NamedTuple):
@@ -91,6 +106,8 @@ _IMPORT_CALLBACK = ctypes.CFUNCTYPE(None, *[ctypes.c_size_t] * 8)(_on_import)
 
 def import_callback() -> int:
     """Return the address of the callback for every host function."""
+    if speedups is not None:
+        return int(speedups.import_callback())
     return ctypes.cast(_IMPORT_CALLBACK, ctypes.c_void_p).value or 0
 
 
@@ -181,6 +198,19 @@ class Fiber:
             kept,
         )
 
+    def start_linked_instantiation(self, linked: int, kept: object) -> None:
+        """Make the future of an instantiation of a module that has been linked before."""
+        self._own(
+            lib.wasmtime_instance_pre_instantiate_async(
+                linked,
+                self.handle.context,
+                self.address + ARGUMENTS,
+                self.address + TRAP,
+                self.address + ERROR,
+            ),
+            kept,
+        )
+
     def _own(self, future: int, kept: object) -> None:
         self.future = future
         self.handle.futures[future] = (self.memory, kept)
@@ -240,11 +270,58 @@ class Fiber:
             self.handle.delete_future(future)
 
 
+    def payload(self, length: int) -> bytes:
+        """Return the first *length* bytes behind the head."""
+        return ctypes.string_at(self.address + ARGUMENTS, length)
+
     def __del__(self) -> None:
-        # Only reached with a future when a drive was torn apart by a signal handler.
-        if getattr(self, "future", 0) and self.handle.open and not self.handle.lock.locked():
-            with self.handle.lock:
-                self.delete()
+        abandon(self)
+
+
+def abandon(fiber: Fiber) -> None:
+    """Delete what is left of a fiber whose drive was torn apart by a signal handler."""
+    if getattr(fiber, "future", 0) and fiber.handle.open and not fiber.handle.lock.locked():
+        with fiber.handle.lock:
+            fiber.delete()
+
+
+PureFiber = Fiber
+
+if speedups is not None:
+
+    class FastFiber(speedups.Fiber):  # type: ignore[misc]  # no stubs: the class above says it all
+        """The same, with memory, polling and callbacks in C."""
+
+        __slots__ = ()
+
+        @property
+        def memory(self) -> Any:
+            return self
+
+        @property
+        def request(self) -> Request | None:
+            request = self._request
+            return None if request is None else Request(*request)
+
+        def start_call(self, function: tuple[int, int], arguments: int, results: int) -> None:
+            future = self.begin_call(self.handle.context, function, arguments, results)
+            self.handle.futures[future] = (self.kept, None)
+
+        def _own(self, future: int, kept: object) -> None:
+            self.future = future
+            self.handle.futures[future] = (self.kept, kept)
+
+        start_instantiation = PureFiber.start_instantiation
+        start_linked_instantiation = PureFiber.start_linked_instantiation
+        delete = PureFiber.delete
+        payload = PureFiber.payload
+
+        def outcome(self) -> tuple[int, int]:
+            trap, error = _HEADER.unpack_from(self)
+            _HEADER.pack_into(self, 0, 0, 0)
+            return trap, error
+
+    Fiber = FastFiber  # type: ignore[misc,assignment]
 
 
 # Python frames that `_on_import`, and `_on_poll` with what it calls, take at most.

@@ -15,6 +15,8 @@ import threading
 import weakref
 from typing import Any
 
+from . import accelerator
+from .accelerator import speedups
 from .library import lib
 
 
@@ -74,26 +76,27 @@ class StoreHandle:
 
     __slots__ = (
         "__weakref__",
+        "_closing",
+        "_detour",
         "_generation",
+        "_guarded",
         "_views",
         "_views_lock",
-        "closing",
         "context",
-        "detour",
         "engine",
         "futures",
-        "guarded",
         "lock",
         "open",
         "pointer",
     )
 
     def __init__(self, engine: Handle) -> None:
-        self.lock = threading.Lock()
-        self.closing = False
+        accelerator.bind()
+        self.lock: Any = threading.Lock() if speedups is None else speedups.Gate()
+        self._closing = False
+        self._guarded = False
+        self._detour = False
         self.open = True
-        self.guarded = False  # whether its guests can hold references
-        self.detour = False  # whether a direct call must look closer before it enters
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
         self._views = 0
@@ -107,9 +110,40 @@ class StoreHandle:
         """Whether this process made the store."""
         return self._generation == _Process.generation
 
+    # What the accelerator looks at too lives in its gate as well.
+
+    @property
+    def closing(self) -> bool:
+        """Whether the store is to be deleted by whoever leaves it last."""
+        return self._closing
+
+    @property
+    def guarded(self) -> bool:
+        """Whether guests of the store can hold references."""
+        return self._guarded
+
+    @guarded.setter
+    def guarded(self, guarded: bool) -> None:
+        self._guarded = guarded
+        if speedups is not None:
+            self.lock.guarded = guarded
+
+    @property
+    def detour(self) -> bool:
+        """Whether a direct call must look closer before it enters."""
+        return self._detour
+
+    @detour.setter
+    def detour(self, detour: bool) -> None:
+        self._detour = detour
+        if speedups is not None:
+            self.lock.detour = detour
+
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
-        self.closing = True
+        self._closing = True
+        if speedups is not None:
+            self.lock.closed = True
         if not self.lock.acquire(False):
             return  # whoever is inside comes back here when it leaves
         try:

@@ -101,6 +101,7 @@ PROTOTYPES = {
     "wasmtime_context_epoch_deadline_async_yield_and_update": "p p Q",
     "wasmtime_context_gc": "p p",
     "wasmtime_context_get_fuel": "p p p",
+    "wasmtime_context_has_exception": "b p",
     "wasmtime_context_set_epoch_deadline": "v p Q",
     "wasmtime_context_set_exception": "p p p",
     "wasmtime_context_set_fuel": "p p Q",
@@ -134,11 +135,14 @@ PROTOTYPES = {
     "wasmtime_instance_export_nth": "b p p z p p p",
     "wasmtime_instance_export_get": "b p p s z p",
     "wasmtime_instance_new": "p p p p z p p",
+    "wasmtime_instance_pre_delete": "v p",
+    "wasmtime_instance_pre_instantiate_async": "p p p p p p",
     "wasmtime_linker_define": "p p p s z s z p",
     "wasmtime_linker_define_async_func": "p p s z s z p p z p",
     "wasmtime_linker_delete": "v p",
     "wasmtime_linker_get": "b p p s z s z p",
     "wasmtime_linker_instantiate_async": "p p p p p p p",
+    "wasmtime_linker_instantiate_pre": "p p p p",
     "wasmtime_linker_new": "p p",
     "wasmtime_memory_data": "p p p",
     "wasmtime_memory_data_size": "z p p",
@@ -148,8 +152,11 @@ PROTOTYPES = {
     "wasm_memorytype_delete": "v p",
     "wasmtime_memorytype_new": "p Q b Q b b B p",
     "wasmtime_module_delete": "v p",
+    "wasmtime_module_deserialize": "p p p z p",
+    "wasmtime_module_deserialize_file": "p p s p",
     "wasmtime_module_imports": "v p p",
     "wasmtime_module_new": "p p p z p",
+    "wasmtime_module_serialize": "p p p",
     "wasmtime_module_validate": "p p p z",
     "wasmtime_sharedmemory_clone": "p p",
     "wasmtime_sharedmemory_data": "p p",
@@ -261,6 +268,12 @@ class Library:
         function.restype = _CODES[result]
         function.argtypes = [_CODES[code] for code in parameters]
         return function
+
+    def loaded_version(self) -> str:
+        """Return the library's version."""
+        self._load()
+        version: str = self.__dict__["version"]
+        return version
 
     def address(self, name: str) -> int:
         """Return the address of function *name*, to be handed back as a callback."""

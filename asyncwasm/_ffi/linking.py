@@ -13,7 +13,7 @@ import ctypes
 from .._errors import LinkError, RangeError
 from .errors import check
 from .externs import Extern
-from .fiber import ARGUMENTS, Fiber, import_callback
+from .fiber import Fiber, import_callback
 from .handles import Handle, StoreHandle
 from .library import lib
 
@@ -66,6 +66,21 @@ class Linker:
             LinkError,
         )
 
+    def link(self, module: Handle) -> Handle:
+        """
+        Return *module* linked with what was defined: host functions only.
+
+        It is good for any store of the engine in which they have the same numbers.
+        """
+        linked = ctypes.c_void_p()
+        check(
+            lib.wasmtime_linker_instantiate_pre(
+                self.pointer, module.pointer, ctypes.byref(linked)
+            ),
+            LinkError,
+        )
+        return Handle(linked.value or 0, "wasmtime_instance_pre_delete")
+
     def get(self, module: str, name: str) -> Extern:
         """Return what was defined, as an extern of the store."""
         first, second = module.encode(), name.encode()
@@ -114,7 +129,7 @@ def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
         trap, error = fiber.outcome()
         assert not trap
         check(error, RangeError)
-        return bytes(fiber.memory[ARGUMENTS : ARGUMENTS + 16])
+        return fiber.payload(16)
     finally:
         fiber.delete()
 

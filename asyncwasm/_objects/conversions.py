@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from .._errors import RangeError, TableIndexError
+from .._runtime.source import FileReader
 from .._types import AddressName
 
 BytesLike: TypeAlias = "bytes | bytearray | memoryview"
@@ -76,13 +77,7 @@ def source_reader(source: object) -> tuple[Callable[[], bytes], object]:
     Bytes are copied now; a file is read when the function is called, on whatever thread.
     """
     if isinstance(source, os.PathLike):
-        path = os.fspath(source)
-
-        def read() -> bytes:
-            with open(path, "rb") as file:
-                return file.read()
-
-        return read, object()
+        return FileReader(os.fspath(source)), object()
     binary = read_source(source)
     return (lambda: binary), ("bytes", id(binary))
 

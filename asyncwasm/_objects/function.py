@@ -14,7 +14,7 @@ from typing import Any
 
 from .._errors import SuspendError
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
-from .._ffi.direct import call_prepared, direct_call
+from .._ffi.direct import Called, call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
 from .._runtime.operation import Call
 from .._runtime.running import run
@@ -75,7 +75,7 @@ def host_function(
     return HostFunction(value, type, is_suspending(value), name, concrete_results)
 
 
-class ExportedFunction(StoreObject):
+class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  # may be in C
     """
     A WebAssembly function.
 
@@ -85,7 +85,18 @@ class ExportedFunction(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#exported-function-exotic-objects
     """
 
-    __slots__ = ("__dict__", "_concrete", "_direct", "_name", "_parameters", "_refused", "_results", "_type")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_concrete",
+        "_extern",
+        "_name",
+        "_parameters",
+        "_refused",
+        "_results",
+        "_store",
+        "_type",
+    )
 
     def __init__(self) -> None:
         raise TypeError(
@@ -160,9 +171,6 @@ class ExportedFunction(StoreObject):
     def __reduce__(self) -> Any:
         raise TypeError("a wasm function cannot be pickled; pickle its module and instantiate it")
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._direct(*arguments)
-
     def call_async(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
         """
         Call the function without holding the event loop.
@@ -224,10 +232,13 @@ class ExportedFunction(StoreObject):
             values = self._parameters.converted(arguments)
             store.check_turn()
             with store.entered() as handle:
-                store.prepare_direct()
-                error, trap, results = call_prepared(
-                    handle, self._extern.raw, self._parameters, self._results, values
-                )
+                try:
+                    store.prepare_direct()
+                    error, trap, results = call_prepared(
+                        handle, self._extern.raw, self._parameters, self._results, values
+                    )
+                finally:
+                    store.finish_direct()
             if error or trap:
                 raise self._failed(error, trap)
             value = results[0] if len(results) == 1 else results or None

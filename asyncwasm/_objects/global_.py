@@ -32,7 +32,7 @@ class Global(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#globals
     """
 
-    __slots__ = ("__dict__", "_concrete", "_kept", "_type")
+    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_concrete", "_kept", "_type")
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 from .._binary import Import
 from .._errors import LinkError
 from .._ffi.externs import Extern
-from .._runtime.engine import Artifact
+from .._runtime.artifact import Artifact
 from .._runtime.store import HostFunction, Store
 from .._types import (
     FunctionType,
@@ -244,7 +244,7 @@ def choose_store(
         owned = store is None
         if store is None:
             store = make()
-        store.bind(artifact.engine)
+        store.bind(artifact.engine, artifact)
         for value in objects:
             value._bind(store)
     return store, owned
@@ -254,7 +254,6 @@ def definitions(
     artifact: Artifact, values: Sequence[Any], store: Store
 ) -> list[Extern | HostFunction]:
     """Return what to define for each import; *store* is the one that was chosen."""
-    kinds = [type.kind for type in artifact.info.types]
     scope = Scope(store)
     made: list[Extern | HostFunction] = []
     for declared, value in zip(artifact.info.imports, values, strict=True):
@@ -263,20 +262,50 @@ def definitions(
         elif isinstance(value, Builtin):
             assert isinstance(declared.type, FunctionType)
             made.append(value.host_function(scope, declared.type))
+        elif isinstance(value, HostFunction):
+            made.append(value)
         elif declared.kind == "function":
-            assert isinstance(declared.type, FunctionType)
-            made.append(
-                host_function(
-                    value,
-                    declared.type,
-                    f"import {declared.module!r} {declared.name!r}",
-                    concrete_kinds(declared.type.results, kinds),
-                )
-            )
+            made.append(_host(artifact, declared, value))
         else:
             assert isinstance(declared.type, GlobalType)
             constant = Global.__new__(Global)
             constant._setup(declared.type)
             constant._kept = value
             made.append(constant._bind(store))
+    return made
+
+
+def _host(artifact: Artifact, declared: Import, value: Any) -> HostFunction:
+    assert isinstance(declared.type, FunctionType)
+    return host_function(
+        value,
+        declared.type,
+        f"import {declared.module!r} {declared.name!r}",
+        concrete_kinds(declared.type.results, artifact.kinds),
+    )
+
+
+def for_many_stores(artifact: Artifact, values: Sequence[Any]) -> list[Any]:
+    """
+    Return *values*, as read, with a host function in the place of each callable.
+
+    Raises:
+        LinkError: If one of them belongs to one store.
+    """
+    made: list[Any] = []
+    for declared, value in zip(artifact.info.imports, values, strict=True):
+        if isinstance(value, StoreObject):
+            if value is not PYTHON_TAG and not (isinstance(value, Memory) and value.type.shared):
+                raise link_error(
+                    declared,
+                    "what can be given to many stores",
+                    _named(value),
+                    ", which lives in one; make it anew for each instance, in a callable that "
+                    "returns the imports",
+                )
+            made.append(value)
+        elif declared.kind == "function" and not isinstance(value, Builtin):
+            made.append(_host(artifact, declared, value))
+        else:
+            made.append(value)
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -12,14 +12,14 @@ from .._errors import LinkError
 from .._ffi import externs
 from .._ffi.linking import export
 from .._runtime.config import Limits
-from .._runtime.instantiation import Instantiation
+from .._runtime.instantiation import Instantiation, Link
 from .._runtime.running import run
-from .._runtime.store import Store
+from .._runtime.store import HostFunction, Store
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
 from . import guard
 from .function import ExportedFunction, concrete_kinds
 from .global_ import Global
-from .imports import choose_store, definitions, read_imports
+from .imports import choose_store, definitions, for_many_stores, read_imports
 from .memory import Memory
 from .module import Module
 from .storeobject import StoreObject, ambient_or
@@ -40,9 +40,9 @@ class Exports(Mapping[str, Any]):
     _declared: dict[str, Export]
     _instance: Instance
 
-    def __init__(self, instance: Instance, declared: Sequence[Export]) -> None:
+    def __init__(self, instance: Instance, declared: dict[str, Export]) -> None:
         object.__setattr__(self, "_cache", {})
-        object.__setattr__(self, "_declared", {each.name: each for each in declared})
+        object.__setattr__(self, "_declared", declared)
         object.__setattr__(self, "_instance", instance)
 
     def __getitem__(self, name: str) -> Any:
@@ -92,6 +92,25 @@ class Exports(Mapping[str, Any]):
         return f"<asyncwasm exports {{{shown}}}>"
 
 
+class Template:
+    """
+    A module and its imports, read once, for many instances that live in stores of their own.
+
+    Raises:
+        TypeError: If *imports* has the wrong shape.
+        LinkError: If an import is missing, has the wrong type, or belongs to one store.
+    """
+
+    __slots__ = ("link", "module", "values")
+
+    def __init__(self, module: Module, imports: Any) -> None:
+        artifact = module._artifact
+        read = read_imports(artifact, module._provided, imports)
+        self.module = module
+        self.values = for_many_stores(artifact, read)
+        self.link = Link() if all(isinstance(each, HostFunction) for each in self.values) else None
+
+
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
@@ -103,12 +122,16 @@ class Preparation:
         imports: Any,
         store: Store | None,
         limits: Limits | None,
+        template: Template | None = None,
     ) -> None:
         artifact = module._artifact
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         explicit = ambient_or(store)
-        values = read_imports(artifact, module._provided, imports)
+        if template is None:
+            values = read_imports(artifact, module._provided, imports)
+        else:
+            values = template.values
 
         def make() -> Store:
             return Store(engine=artifact.engine, limits=limits)
@@ -124,7 +147,10 @@ class Preparation:
                 actual=limits,
             )
         self.operation = Instantiation(
-            self.store, artifact, definitions(artifact, values, self.store)
+            self.store,
+            artifact,
+            definitions(artifact, values, self.store),
+            None if template is None else template.link,
         )
 
     @property
@@ -158,6 +184,7 @@ class Instance:
     Raises:
         TypeError: If *module* is no Module, or *imports* has the wrong shape.
         LinkError: If an import is missing, has the wrong type, or lives in another store.
+        RangeError: If the module needs more memory, or more of anything, than it can have.
         SuspendError: If the start function reaches a suspending import.
         Trap: If the start function traps, or a segment does not fit.
         LargeModuleError: If the module is above the guard's limit, and that is set to "error".
@@ -205,7 +232,7 @@ class Instance:
         self._store = preparation.store
         self._owned = preparation.owned
         self._raw = raw
-        self._exports = Exports(self, self._module._artifact.info.exports)
+        self._exports = Exports(self, self._module._artifact.exports)
 
     @property
     def exports(self) -> Exports:
@@ -266,7 +293,7 @@ def _function(store: Store, extern: externs.Extern, declared: Export, module: Mo
     if known is None:
         type = declared.type
         assert isinstance(type, FunctionType)
-        concrete = concrete_kinds(type.parameters, _kinds(module))
+        concrete = concrete_kinds(type.parameters, module._artifact.kinds)
         known = ExportedFunction._from_raw(
             store, extern.raw, type, str(declared.index), concrete
         )
@@ -286,12 +313,8 @@ def _memory(store: Store, extern: externs.Extern, declared: Export, module: Modu
     return Memory._from_extern(store, extern, declared.type)
 
 
-def _kinds(module: Module) -> list[str]:
-    return [type.kind for type in module._artifact.info.types]
-
-
 def _concrete(type: Any, module: Module) -> int:
-    kinds = concrete_kinds([type], _kinds(module))
+    kinds = concrete_kinds([type], module._artifact.kinds)
     return kinds[0] if kinds else externs.KIND_ANY
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from .._errors import LinkError, RangeError
 from .._ffi import externs
 from .._ffi.externs import Extern, SharedMemory
+from .._runtime.artifact import Variant
 from .._runtime.engine import default_engine
 from .._runtime.store import Store
 from .._types import PAGE_BYTES, AddressName, MemoryType
@@ -67,7 +68,7 @@ class Memory(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#memories
     """
 
-    __slots__ = ("__dict__", "_pages", "_shared", "_type", "_view")
+    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_pages", "_shared", "_type", "_view")
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Memory(StoreObject):
         with binding:
             if self._shared is None:
                 engine = default_engine()
-                self._shared = SharedMemory(engine.native(engine.variant(False)), self._type)
+                self._shared = SharedMemory(engine.native(Variant()), self._type)
         return self._shared
 
     def _release_view(self) -> None:

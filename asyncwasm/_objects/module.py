@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from .._binary import custom_sections
-from .._runtime.engine import Artifact, Engine, default_engine
+from .._runtime.artifact import Artifact
+from .._runtime.engine import Engine, default_engine, source_identity
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
 from .builtins import Builtin
-from .conversions import Source, read_now
+from .conversions import Source, source_reader
 from .options import NO_OPTIONS, CompileOptions
 
 
@@ -53,11 +54,12 @@ class Module:
         builtins: Iterable[str] = (),
         imported_string_constants: str | None = None,
     ) -> None:
-        binary = read_now(source)
+        read, _ = source_reader(source)
+        binary = read()
         options = CompileOptions.read(builtins, imported_string_constants)
         chosen = engine_or_default(engine)
         guard.check_module(len(binary), "Module()", "`await asyncwasm.compile(...)`")
-        self._setup(chosen.compile_now(binary), options)
+        self._setup(chosen.compile_now(binary, source_identity(read)), options)
 
     @classmethod
     def _from_artifact(cls, artifact: Artifact, options: CompileOptions = NO_OPTIONS) -> Module:
@@ -82,8 +84,26 @@ class Module:
 
     @property
     def tier(self) -> str:
-        """``"baseline"`` or ``"optimized"``: which compiler made the code for new instances."""
-        return "baseline" if self._artifact.engine.variant(False).baseline else "optimized"
+        """``"baseline"`` or ``"optimized"``: which compiler makes the code for new instances."""
+        return "baseline" if self._artifact.variant(False).baseline else "optimized"
+
+    def optimized(self) -> Coroutine[Any, Any, Module]:
+        """
+        Wait until new instances get optimized code.
+
+        Done at once if they do already, and if the engine's tier is ``"baseline"``: such an
+        engine optimizes nothing.
+
+        Returns:
+            The module itself.
+        Raises:
+            CompileError: If optimizing has failed; instances go on to get baseline code.
+            ClosedResourceError: If the engine was closed before optimizing began.
+        Cancellation: The wait ends at once; optimizing goes on.
+        """
+        return self._wait_optimized(self)
+
+    _wait_optimized: Callable[[Module], Coroutine[Any, Any, Module]]
 
     @property
     def engine(self) -> Engine:

@@ -19,7 +19,7 @@ binding = threading.RLock()
 class StoreObject:
     """An object that lives in a store, or will."""
 
-    __slots__ = ("__weakref__", "_extern", "_store")
+    __slots__ = ()  # the classes below have them, because one has a base in C
 
     _store: Store | None
     _extern: Extern | None

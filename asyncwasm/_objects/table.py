@@ -38,7 +38,7 @@ class Table(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#tables
     """
 
-    __slots__ = ("__dict__", "_concrete", "_entries", "_type")
+    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_concrete", "_entries", "_type")
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class Tag(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#tags
     """
 
-    __slots__ = ("__dict__", "_type")
+    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_type")
 
     def __init__(
         self, parameters: Iterable[str] | TagType, *, store: Store | None = None

@@ -33,10 +33,17 @@ class EngineConfig:
 
     Args:
         tier: ``"optimized"`` compiles with the optimizing compiler; ``"baseline"`` several
-            times faster, to slower code (x86-64 only, and not every proposal); ``"auto"``
-            leaves the choice to the engine, which at present always optimizes.
+            times faster, to slower code; ``"auto"`` small modules with the optimizing compiler,
+            large ones with the baseline compiler first, and with the optimizing one in the
+            background. What the baseline compiler lacks (references to objects, exceptions,
+            threads, tail calls; any machine but x86-64) is optimized at once.
         compile_threads: Threads that compile for awaiting callers; the number of processors
             if omitted. The compiler's own helper threads come on top.
+        max_queued_compilations: Compilations that may wait for a thread; one more is refused.
+        cache: Directory that keeps optimized code for the next process, which must be ours alone;
+            or ``"default"``: the user's cache directory, or what ``ASYNCWASM_CACHE_DIR`` names
+            (``off``: none). None keeps nothing. See docs/compiling.md.
+        cache_bytes: Size above which the cache forgets what was not used for longest.
         max_module_bytes: Size from which on a module is refused.
         max_wasm_stack_bytes: Stack that guest frames may take before `StackOverflow`, at most
             64 MiB. Above 1 MiB every call runs on a stack of its own.
@@ -45,10 +52,14 @@ class EngineConfig:
             WebAssembly that is called so.
     Raises:
         ValueError: If a number is not positive or the tier has no such name.
+        TypeError: If the cache is neither a path nor None.
     """
 
     tier: Tier = "auto"
     compile_threads: int | None = None
+    max_queued_compilations: int = 1000
+    cache: str | os.PathLike[str] | None = None
+    cache_bytes: int = 1 << 30
     max_module_bytes: int = 1 << 30
     max_wasm_stack_bytes: int = 512 << 10
     simd: bool = True
@@ -66,7 +77,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.tier not in _TIERS:
             raise ValueError(f"expected a tier of {', '.join(_TIERS)}, got {self.tier!r}")
-        for name in ("compile_threads", "max_module_bytes", "max_wasm_stack_bytes"):
+        if self.cache is not None and not isinstance(self.cache, (str, os.PathLike)):
+            raise TypeError(f"expected a directory for cache, got {type(self.cache).__name__}")
+        for name in (
+            "compile_threads",
+            "max_queued_compilations",
+            "cache_bytes",
+            "max_module_bytes",
+            "max_wasm_stack_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected a positive {name}, got {value}")
@@ -122,4 +141,4 @@ class Limits:
             if not isinstance(value, int):
                 raise TypeError(f"expected an int for {field.name}, got {type(value).__name__}")
             if not 0 <= value < 1 << 63:
-                raise ValueError(f"expected {field.name} of at least 0, got {value}")
+                raise ValueError(f"expected {field.name} from 0 to 2**63 - 1, got {value}")

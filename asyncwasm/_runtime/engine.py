@@ -18,86 +18,33 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from .. import _log
-from .._binary import ModuleInfo, decode
-from .._errors import CompileError
+from .._binary import ModuleInfo, decode, outline
+from .._errors import CompileError, LinkError
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._types import GlobalType, TableType
+from .artifact import Artifact, Variant, linkable
 from .config import EngineConfig
+from .jobs import Flights, Job, Jobs, waited_for
+from .source import FileReader, Identity
 from .threads import Threads
 from .ticker import Ticker
 
+if TYPE_CHECKING:
+    from .cache import Cache, Loaded
 
-class Variant(NamedTuple):
-    """What code a native engine makes."""
-
-    baseline: bool = False
-    fuel: bool = False
+T = TypeVar("T")
 
 
-class Artifact:
-    """
-    A compiled binary: its bytes, what they say, and its code for each variant that was needed.
-
-    One artifact serves every `Module` of the same bytes.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_function_types",
-        "_lock",
-        "_natives",
-        "binary",
-        "digest",
-        "engine",
-        "holds_references",
-        "info",
-        "linked",
-        "renamed",
-    )
-
-    def __init__(
-        self, engine: Engine, binary: bytes, digest: str, info: ModuleInfo, linked: bytes
-    ) -> None:
-        self.engine = engine
-        self.binary = binary
-        self.digest = digest
-        self.info = info
-        self.linked = linked  # the binary as it is compiled
-        self.renamed = linked is not binary
-        self.holds_references = engine.holds_references(binary, info)
-        self._lock = threading.Lock()
-        self._natives: dict[Variant, Handle] = {}
-        self._function_types: dict[Variant, list[Handle | None]] = {}
-
-    def native(self, variant: Variant) -> Handle:
-        """Return the code of *variant*, compiled now on this thread if need be."""
-        with self._lock:
-            handle = self._natives.get(variant)
-            if handle is None or not handle.ours:
-                handle = compiling.new_module(self.engine.native(variant), self.linked)
-                self._natives[variant] = handle
-                self._function_types.pop(variant, None)
-            return handle
-
-    def has(self, variant: Variant) -> bool:
-        """Whether the code of *variant* is there."""
-        handle = self._natives.get(variant)
-        return handle is not None and handle.ours
-
-    def function_types(self, variant: Variant) -> list[Handle | None]:
-        """Return the native types of the imported functions, by import."""
-        types = self._function_types.get(variant)
-        if types is None:
-            types = compiling.imported_function_types(self.native(variant))
-            self._function_types[variant] = types
-        return types
+# Up to this size the optimizing compiler takes less than a tenth of a second.
+_SMALL_BYTES = 256 << 10
 
 
 class Engine:
@@ -122,14 +69,27 @@ class Engine:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._closed = False
+        self._cache: Cache | None = None
+        self._cache_opened = False
         self.leaving = False  # whether the process ends: nothing is polled on threads any more
         self._strict: Handle | None = None  # validates only; knows no exceptions and no objects
         self._artifacts: weakref.WeakValueDictionary[str, Artifact] = (
             weakref.WeakValueDictionary()
         )
-        self._jobs: dict[object, Future[Artifact]] = {}
+        self._background: Handle | None = None  # compiles on the calling thread only
+        self._artifact_flights: Flights[Artifact] = Flights()
+        self._code_flights: Flights[Handle] = Flights()
+        self._optimizations: weakref.WeakKeyDictionary[Artifact, Future[None]] = (
+            weakref.WeakKeyDictionary()
+        )
         self.ticker = Ticker()
-        self.compilers = Threads("asyncwasm compiler", self._config.threads_to_compile)
+        self.compilers = Threads(
+            "asyncwasm compiler",
+            self._config.threads_to_compile,
+            max_waiting=self._config.max_queued_compilations,
+        )
+        self.optimizer = Threads("asyncwasm optimizer", 1, low_priority=True)
+        self._jobs = Jobs(self.compilers)
         self.runners = Threads("asyncwasm runner", os.cpu_count() or 1)
 
     @property
@@ -150,6 +110,7 @@ class Engine:
         """
         self._closed = True
         self.compilers.close()
+        self.optimizer.close()
         self.runners.close()
 
     def __enter__(self) -> Engine:
@@ -161,6 +122,7 @@ class Engine:
     def __del__(self) -> None:
         if "ticker" in self.__dict__ and not sys.is_finalizing():
             self.compilers.close()
+            self.optimizer.close()
             self.runners.close()
             self.ticker.close()
 
@@ -172,28 +134,29 @@ class Engine:
             raise anyio.ClosedResourceError("the engine has been closed")
 
     def variant(self, fuel: bool) -> Variant:
-        """Return the variant that the configuration asks for."""
-        return Variant(self._config.tier == "baseline", fuel)
+        """Return the variant of a store that is made before any module is known."""
+        return Variant(self._config.tier == "baseline" and compiling.has_baseline(), fuel)
 
     def native(self, variant: Variant) -> Handle:
         """Return the native engine of *variant*."""
         with self._lock:
             handle = self._natives.get(variant)
             if handle is None:
-                handle = self._natives[variant] = compiling.new_engine(
-                    strategy=compiling.BASELINE if variant.baseline else compiling.OPTIMIZING,
-                    fuel=variant.fuel,
-                    max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
-                    features=self._config.features,
-                )
+                handle = self._natives[variant] = self._new_native(variant)
                 self.ticker.add(handle)
             return handle
 
-    def holds_references(self, binary: bytes, info: ModuleInfo) -> bool:
-        """Return whether guests made of *binary* can hold references to objects on their stacks."""
-        if any(type.kind != "func" for type in info.types) or _refers(info):
-            return True
-        # What is left is `catch_all_ref`, which needs no type.
+    def _new_native(self, variant: Variant, *, parallel: bool = True) -> Handle:
+        return compiling.new_engine(
+            strategy=compiling.BASELINE if variant.baseline else compiling.OPTIMIZING,
+            fuel=variant.fuel,
+            max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
+            features=self._config.features,
+            parallel=parallel,
+        )
+
+    def _validate(self, binary: bytes) -> bool:
+        """Raise CompileError unless *binary* is valid; return whether it needs a collector."""
         with self._lock:
             if self._strict is None:
                 features = {**self._config.features, "exceptions": False, "gc": False}
@@ -203,86 +166,103 @@ class Engine:
                     max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
                     features=features,
                 )
-        return not compiling.is_valid(self._strict, binary)
+        if compiling.is_valid(self._strict, binary):
+            return False
+        compiling.validate(self.native(Variant()), binary)
+        return True
 
-    def compile_now(self, binary: bytes) -> Artifact:
-        """Compile on this thread."""
+    @property
+    def cache(self) -> Cache | None:
+        """What keeps optimized code for the next process."""
+        if not self._cache_opened:
+            with self._lock:
+                if not self._cache_opened:
+                    if self._config.cache is not None:
+                        from .cache import open_cache
+
+                        self._cache = open_cache(self._config)
+                    self._cache_opened = True
+        return self._cache
+
+    def compile_now(self, binary: bytes, source: Identity | None = None) -> Artifact:
+        """Compile on this thread; *source* is the file that *binary* was read from."""
         self._check_open()
-        return self._compile(binary)
+        return waited_for(lambda: self._compile(binary, source))
 
-    def compile_soon(self, read: Callable[[], bytes], identity: object) -> Future[Artifact]:
+    def compile_soon(self, read: Callable[[], bytes], identity: object) -> Job[Artifact]:
         """
         Compile what *read* returns on a compile thread.
 
         Requests with the same *identity*, and requests for the same bytes, compile once.
         """
-        with self._lock:
-            self._check_open()
-            job = self._jobs.get(identity)
-            if job is not None:
-                return job
-            job = self._jobs[identity] = Future()
 
-        def work() -> None:
-            try:
-                job.set_result(self._compile(read()))
-            except BaseException as exc:
-                job.set_exception(exc)
-            finally:
-                with self._lock:
-                    self._jobs.pop(identity, None)
 
-        try:
-            self.compilers.submit(work)
-        except BaseException:
-            with self._lock:
-                self._jobs.pop(identity, None)
-            raise
-        return job
+        def make() -> Artifact | Future[Artifact]:
+            binary = read()
+            return self._compile(binary, source_identity(read))
 
-    def _compile(self, binary: bytes) -> Artifact:
+        return self.soon(identity, make)
+
+    def soon(self, identity: object, make: Callable[[], T | Future[T]]) -> Job[T]:
+        """Call *make* on a compile thread, once for all who ask with the same *identity*."""
+        self._check_open()
+        return self._jobs.submit(identity, make)
+
+    def _compile(
+        self, binary: bytes, source: Identity | None = None
+    ) -> Artifact | Future[Artifact]:
+        """Return the artifact of *binary*, or the future of whoever compiles it already."""
         if len(binary) > self._config.max_module_bytes:
             raise CompileError(
                 f"the module has {len(binary):,} bytes, the engine takes at most "
                 f"{self._config.max_module_bytes:,}; raise EngineConfig.max_module_bytes"
             )
-        digest = hashlib.sha256(binary).hexdigest()
-        with self._lock:
-            artifact = self._artifacts.get(digest)
-            if artifact is not None:
-                return artifact
-            flight = self._jobs.get(digest)
-            if flight is None:
-                mine: Future[Artifact] = Future()
-                self._jobs[digest] = mine
-        if flight is not None:
-            return flight.result()
+        digest = self._digest(binary, source)
+
+        def make() -> Artifact:
+            return self._artifacts.get(digest) or self._compile_alone(binary, digest)
+
+        return self._artifacts.get(digest) or self._artifact_flights.join(digest, make)
+
+    def _digest(self, binary: bytes, source: Identity | None) -> str:
+        """Return the digest of *binary*, which is not hashed if the cache knows the file."""
+        cache = None if source is None else self.cache
+        if cache is None:
+            return hashlib.sha256(binary).hexdigest()
+        from .cache import Known
+
+        assert source is not None
         try:
-            artifact = self._compile_alone(binary, digest)
-        except BaseException as exc:
-            mine.set_exception(exc)
-            raise
-        else:
-            mine.set_result(artifact)
-            return artifact
-        finally:
-            with self._lock:
-                del self._jobs[digest]
+            shape = outline(binary)
+        except CompileError:
+            return hashlib.sha256(binary).hexdigest()
+        known = cache.find_file(source)
+        if known is None or known.outline != shape:
+            known = Known(hashlib.sha256(binary).hexdigest(), shape)
+            cache.remember_file(source, known)
+        return known.digest
 
     def _compile_alone(self, binary: bytes, digest: str) -> Artifact:
+        if self._config.tier != "baseline":
+            loaded = self._load(digest, Variant())
+            if loaded is not None:
+                return self._artifact_from(loaded, binary, digest)
         started = perf_counter()
-        variant = self.variant(fuel=False)
-        # The compiler validates; only what is valid is decoded.
-        handle = compiling.new_module(self.native(variant), binary)
+        collected = self._validate(binary)
+        # Only what is valid is decoded.
         info = decode(binary)
-        linked = _linkable(binary, info)
-        artifact = Artifact(self, binary, digest, info, linked)
-        if artifact.renamed:
-            artifact.native(variant)
-        else:
-            artifact._natives[variant] = handle
-        with self._lock:
-            self._artifacts[digest] = artifact
+        variant, handle = self._compile_first(linkable(binary, info))
+        artifact = Artifact(
+            self,
+            binary,
+            digest,
+            info,
+            holds_references=collected or _holds_references(info),
+            starts_baseline=variant.baseline,
+            cached=False,
+        )
+        artifact.add(variant, handle)
+        self._artifacts[digest] = artifact
         _log.event(
             "module_compiled",
             logging.INFO,
@@ -291,7 +271,178 @@ class Engine:
             tier="baseline" if variant.baseline else "optimized",
             digest=digest,
         )
+        if variant.baseline:
+            self._optimize_later(artifact)
+        else:
+            self._keep(artifact, variant)
         return artifact
+
+    def _artifact_from(self, loaded: Loaded, binary: bytes, digest: str) -> Artifact:
+        """Return the artifact of *binary* with code from the cache."""
+        info = decode(binary)
+        artifact = Artifact(
+            self,
+            binary,
+            digest,
+            info,
+            holds_references=loaded.holds_references,
+            starts_baseline=False,
+            cached=True,
+        )
+        artifact.add(Variant(), loaded.handle)
+        self._artifacts[digest] = artifact
+        return artifact
+
+    def _load(self, digest: str, variant: Variant) -> Loaded | None:
+        """Return what the cache has."""
+        cache = None if variant.baseline else self.cache
+        if cache is None:
+            return None
+        return cache.load(self.native(variant), digest, self._code_facts(variant))
+
+    def _keep(self, artifact: Artifact, variant: Variant, code: bytes | None = None) -> bool:
+        """Put code into the cache; return whether it is there."""
+        cache = None if variant.baseline else self.cache
+        if cache is None:
+            return False
+        return cache.store(
+            compiling.serialize(artifact.native(variant)) if code is None else code,
+            artifact.digest,
+            self._code_facts(variant),
+            holds_references=artifact.holds_references,
+        )
+
+    def _code_facts(self, variant: Variant) -> dict[str, Any]:
+        """Return everything that code of *variant* depends on, besides the binary."""
+        from .cache import configuration
+
+        return configuration(self._config, fuel=variant.fuel)
+
+    def _compile_first(self, linked: bytes) -> tuple[Variant, Handle]:
+        """Compile a valid module with the compiler that comes first for its size."""
+        tier = self._config.tier
+        if compiling.has_baseline() and (
+            tier == "baseline" or (tier == "auto" and len(linked) > _SMALL_BYTES)
+        ):
+            variant = Variant(True)
+            with suppress(CompileError):  # it uses something that the baseline compiler lacks
+                return variant, compiling.new_module(self.native(variant), linked)
+        return Variant(), compiling.new_module(self.native(Variant()), linked)
+
+    def compile_variant(self, artifact: Artifact, variant: Variant) -> Handle:
+        """Compile *artifact* on this thread, or wait for whoever does it already."""
+
+        def make() -> Handle:
+            if artifact.has(variant):
+                return artifact.native(variant)
+            handle, new = self._compile_variant(artifact, variant)
+            artifact.add(variant, handle)
+            if new:
+                self._keep(artifact, variant)
+            return handle
+
+        return self._code_flights.run((artifact.digest, variant), make)
+
+    def _compile_variant(self, artifact: Artifact, variant: Variant) -> tuple[Handle, bool]:
+        """Return code, and whether it is new to the cache."""
+        loaded = self._load(artifact.digest, variant)
+        if loaded is not None:
+            return loaded.handle, False
+        native = self.native(variant)
+        try:
+            handle = compiling.new_module(native, artifact.linked)
+        except CompileError as exc:
+            if not variant.baseline:
+                raise
+            raise LinkError(
+                "the store runs baseline code, and the baseline compiler lacks what this module "
+                "uses; await optimized() of the module that the store was made for before it is "
+                "instantiated, or use EngineConfig(tier='optimized')"
+            ) from exc
+        if variant.baseline and artifact.starts_baseline:
+            self._optimize_later(artifact)
+        return handle, True
+
+    # optimizing in the background
+
+    def optimization(self, artifact: Artifact) -> Future[None] | None:
+        """Return the future of optimizing *artifact*; None if there is nothing to wait for."""
+        if not artifact.variant(False).baseline:
+            return None
+        return self._optimize_later(artifact)
+
+    def _optimize_later(self, artifact: Artifact) -> Future[None] | None:
+        """Compile *artifact* with the optimizing compiler when nobody needs the processor."""
+        if self._config.tier != "auto":
+            return None
+        with self._lock:
+            future = self._optimizations.get(artifact)
+            if future is not None:
+                return future
+            future = self._optimizations[artifact] = Future()
+        # The cache wants the code even if nobody else does any more.
+        waiting = weakref.ref(artifact) if self.cache is None else lambda: artifact
+        done = future
+
+        def work() -> None:
+            found = waiting()
+            try:
+                if self._closed:
+                    raise anyio.ClosedResourceError("the engine has been closed")
+                if found is not None:
+                    self._optimize(found)
+            except BaseException as exc:
+                _log.event("module_not_optimized", logging.WARNING, error=repr(exc))
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
+        try:
+            self.optimizer.submit(work)
+        except Exception as exc:
+            future.set_exception(exc)
+        return future
+
+    def _optimize(self, artifact: Artifact) -> None:
+        started = perf_counter()
+        variant = Variant()
+
+        def make() -> Handle:
+            if artifact.has(variant):
+                return artifact.native(variant)
+            with self._lock:
+                if self._background is None:
+                    self._background = self._new_native(variant, parallel=False)
+                background = self._background
+            # Code belongs to the native engine that made it, so it is made again for the one
+            # that stores use, which takes a copy.
+            code = compiling.serialize(compiling.new_module(background, artifact.linked))
+            kept = self._keep(artifact, variant, code)
+            loaded = self._load(artifact.digest, variant) if kept else None
+            if loaded is not None:  # what is mapped need not be in memory twice
+                handle = loaded.handle
+            else:
+                handle = compiling.deserialize(self.native(variant), code)
+            artifact.add(variant, handle)
+            return handle
+
+        self._code_flights.run((artifact.digest, variant), make)
+        _log.event(
+            "module_optimized",
+            logging.INFO,
+            bytes=len(artifact.binary),
+            seconds=round(perf_counter() - started, 6),
+            digest=artifact.digest,
+        )
+
+
+def _holds_references(info: ModuleInfo) -> bool:
+    """
+    Return whether guests can hold references to objects on their stacks, as far as *info* tells.
+
+    What it does not tell is `catch_all_ref`, which needs no type.
+    """
+    return any(type.kind != "func" for type in info.types) or _refers(info)
 
 
 def _refers(info: ModuleInfo) -> bool:
@@ -310,23 +461,14 @@ def _refers(info: ModuleInfo) -> bool:
     return any(type.is_reference and type.heap not in ("func", "nofunc") for type in types)
 
 
-def _linkable(binary: bytes, info: ModuleInfo) -> bytes:
-    """
-    Return *binary* with unique import names where a name is imported more than once.
-
-    The native linker holds one definition a name; in JS each import is read on its own.
-    """
-    names = [(each.module, each.name) for each in info.imports]
-    if len(set(names)) == len(names):
-        return binary
-    from .._binary import rename_imports
-
-    return rename_imports(binary, [("", str(index)) for index in range(len(names))])[0]
-
-
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _default: Engine | None = None
 _default_lock = threading.Lock()
+
+
+def source_identity(read: Callable[[], bytes]) -> Identity | None:
+    """Return the file that *read* has read, if that is one and held still."""
+    return read.identity if isinstance(read, FileReader) else None
 
 
 def default_engine() -> Engine:
@@ -334,7 +476,7 @@ def default_engine() -> Engine:
     global _default
     with _default_lock:
         if _default is None:
-            _default = Engine()
+            _default = Engine(EngineConfig(cache="default"))
         return _default
 
 

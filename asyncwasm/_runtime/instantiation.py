@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from time import perf_counter
 
 from .. import _log
-from .._errors import LinkError
+from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
-from .._ffi.fiber import ARGUMENTS, Fiber
+from .._ffi.fiber import Fiber
+from .._ffi.handles import Handle
 from .._ffi.linking import Linker, instantiate_directly
-from .engine import Artifact
+from .artifact import Artifact
 from .operation import DONE, Operation, State
 from .store import HostFunction, Store
 
+# What the library says when a guest wants more than a store may hold, and the limit.
+_LIMITS = {
+    "exceeds memory limits": "memory_bytes",
+    "exceeds table limits": "table_elements",
+    "instance count too high": "instances",
+    "table count too high": "tables",
+    "memory count too high": "memories",
+}
 
-_INCOMPATIBLE = re.compile(r"incompatible import type for `(.*?)::(.*?)`", re.DOTALL)
+
+class Link:
+    """What linking gives where all imports are host functions: the same for every new store."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made: tuple[Handle, Handle] | None = None  # the module's code, and it linked
 
 
 class Instantiation(Operation):
@@ -27,12 +42,17 @@ class Instantiation(Operation):
     Goes the direct way, in one poll, where nothing can run long or wait.
     """
 
-    __slots__ = ("_artifact", "_definitions", "_instance", "_started")
+    __slots__ = ("_artifact", "_definitions", "_instance", "_link", "_started")
 
     def __init__(
-        self, store: Store, artifact: Artifact, definitions: Sequence[Extern | HostFunction]
+        self,
+        store: Store,
+        artifact: Artifact,
+        definitions: Sequence[Extern | HostFunction],
+        link: Link | None = None,
     ) -> None:
         super().__init__(store)
+        self._link = link
         self._artifact = artifact
         self._definitions = definitions
         self._instance = b""
@@ -58,8 +78,26 @@ class Instantiation(Operation):
         return DONE
 
     def start(self) -> Fiber:
+        store, link = self.store, self._link
+        native = self._artifact.native(store.variant)
+        fiber = Fiber(store.handle, 16)
+        if link is None or store.hosts:  # then the functions have other numbers
+            linker = self._linker()
+            fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
+        else:
+            made = link.made
+            if made is None or made[0] is not native:
+                made = link.made = native, self._linker().link(native)
+            else:
+                for definition in self._definitions:
+                    assert isinstance(definition, HostFunction)
+                    store.add_host(definition)
+            fiber.start_linked_instantiation(made[1].pointer, made)
+        self.fiber = fiber
+        return fiber
+
+    def _linker(self) -> Linker:
         store, artifact = self.store, self._artifact
-        native = artifact.native(store.variant)
         types = artifact.function_types(store.variant)
         linker = Linker(store.handle)
         for index, definition in enumerate(self._definitions):
@@ -73,10 +111,7 @@ class Instantiation(Operation):
                 native_type = types[index]
                 assert native_type is not None
                 linker.define_host(module, name, native_type, store.add_host(definition))
-        fiber = Fiber(store.handle, 16)
-        fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
-        self.fiber = fiber
-        return fiber
+        return linker
 
     def outcome(self) -> None:
         assert self.fiber is not None
@@ -85,19 +120,28 @@ class Instantiation(Operation):
             raise self._failure(error, trap)
 
     def _failure(self, error: int, trap: int) -> BaseException:
-        exc = self.store.failure(error, trap, self.describe(), LinkError)
-        if isinstance(exc, LinkError):
-            found = _INCOMPATIBLE.match(str(exc))
-            for index, declared in enumerate(self._artifact.info.imports):
-                names = ("", str(index)) if self._artifact.renamed else declared[:2]
-                if found is not None and found.groups() == names:
-                    exc.module, exc.name, exc.expected = declared.module, declared.name, declared.type
-        return exc
+        return self.store.failure(error, trap, self.describe(), self._refused)
+
+    def _refused(self, message: str) -> WasmError:
+        """Return the error for what the library has refused to instantiate."""
+        for index, declared in enumerate(self._artifact.info.imports):
+            names = ("", str(index)) if self._artifact.renamed else declared[:2]
+            if message.startswith("incompatible import type for `{}::{}`".format(*names)):
+                return LinkError(
+                    message, module=declared.module, name=declared.name, expected=declared.type
+                )
+        if "import" in message:
+            return LinkError(message)
+        limits = self.store.limits
+        for text, name in _LIMITS.items():
+            if text in message and getattr(limits, name) is not None:
+                message += f"; the store has Limits({name}={getattr(limits, name)})"
+        return RangeError(message)
 
     def result(self) -> bytes:
         if self.fiber is not None:
             self.outcome()
-            self._instance = bytes(self.fiber.memory[ARGUMENTS : ARGUMENTS + 16])
+            self._instance = self.fiber.payload(16)
         _log.event(
             "instance_created",
             logging.DEBUG,

@@ -10,7 +10,6 @@ Rule 3: user code runs between polls only, so nobody is inside the native store 
 
 from __future__ import annotations
 
-import enum
 import itertools
 import threading
 import weakref
@@ -21,9 +20,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from .._errors import Interrupted, InterruptReason
+from .._errors import Interrupted, InterruptReason, Trap
 from .._ffi.codec import Row
-from .._ffi.fiber import ARGUMENTS, IMPORT_FRAMES, STEP_FRAMES, Fiber, make_sure_of_room
+from .._ffi.accelerator import speedups
+from .._ffi.fiber import (
+    ARGUMENTS,
+    DONE,
+    IMPORT,
+    IMPORT_FRAMES,
+    STEP_FRAMES,
+    YIELDED,
+    Fiber,
+    State,
+    make_sure_of_room,
+)
+from .._ffi.handles import StoreHandle
 from .._types import FunctionType
 
 if TYPE_CHECKING:
@@ -42,17 +53,6 @@ class HostCall:
 
 
 current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
-
-
-class State(enum.Enum):
-    """Why a poll returned."""
-
-    DONE = enum.auto()
-    IMPORT = enum.auto()
-    YIELDED = enum.auto()
-
-
-DONE, IMPORT, YIELDED = State.DONE, State.IMPORT, State.YIELDED
 
 
 class Waiter(Protocol):
@@ -75,13 +75,13 @@ class Lane:
     other's stack. It is reentrant, because an operation may be collected anywhere.
     """
 
-    __slots__ = ("_current", "_lock", "_outer", "owner", "waiting")
+    __slots__ = ("_current", "_ends_owner", "_lock", "owner", "waiting")
 
     def __init__(self, owner: Operation | None = None) -> None:
         self.owner = owner  # on whose behalf whatever is here runs
-        self._lock = threading.RLock() if owner is None else owner.store.root._lock
+        self._lock: Any = threading.RLock() if owner is None else owner.store.root._lock
         self._current: weakref.ref[Operation] | None = None
-        self._outer: Lane | None = None  # the owner's room, once that has left before its children
+        self._ends_owner = False  # whether the owner has left before those that run on top of it
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
 
     @property
@@ -113,23 +113,21 @@ class Lane:
             with self._lock:
                 if not self.waiting:
                     self._current = None
-                    outer, self._outer = self._outer, None
+                    ends, self._ends_owner = self._ends_owner, False
                     break
                 # Handed over before the waiter wakes, so that nobody can slip in between.
                 operation, waiter = self.waiting.popleft()
                 self._current = weakref.ref(operation, self._forsaken)
             if waiter.wake():
                 return
-        if outer is not None:
-            outer.leave()
+        if ends and self.owner is not None:
+            self.owner.end()
 
-    def leave_after(self, children: Lane) -> None:
-        """Leave when nobody is in *children* any more, where calls run on top of this one's."""
+    def lets_owner_end(self) -> bool:
+        """Return whether the owner can end; if not, the last one here ends it."""
         with self._lock:
-            if children._current is not None:
-                children._outer = self
-                return
-        self.leave()
+            self._ends_owner = self._current is not None
+            return not self._ends_owner
 
     def _forsaken(self, operation: weakref.ref[Operation]) -> None:
         if self._current is operation:
@@ -143,6 +141,7 @@ class Operation:
         "__weakref__",
         "begun",
         "children",
+        "ends",
         "fiber",
         "interrupted",
         "lane",
@@ -157,6 +156,7 @@ class Operation:
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
         self.begun = False  # whether the fiber has something to unwind or to free
+        self.ends: float | None = None  # when it must have finished, if it is synchronous
         self.interrupted: InterruptReason | None = None
 
     def enter(self) -> bool:
@@ -176,28 +176,73 @@ class Operation:
 
     def poll(self) -> State:
         """Run the guest on this thread until it is done, asks for something, or yields."""
-        store = self.store
-        handle = store.ready(self)
-        make_sure_of_room(
-            STEP_FRAMES * (1 + len(self._outer_fibers())) if handle.guarded else IMPORT_FRAMES
-        )
+        handle = self.store.ready(self)
+        if speedups is None:
+            make_sure_of_room(
+                STEP_FRAMES * (1 + len(self._outer_fibers())) if handle.guarded else IMPORT_FRAMES
+            )
         with handle.lock:
-            # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
-            if self.interrupted is not None:
-                raise Interrupted(self.interrupted)
-            if not handle.open:
-                raise store.unavailable(self)
-            store.prepare_fiber()
-            fiber = self.fiber
-            if fiber is None or not fiber.future:
-                self.begun = True
-                fiber = self.start()
+            fiber = self._prepared(handle)
             self._poll(fiber)
         if handle.closing:
             handle.close()
         if fiber.finished:
             return DONE
         return YIELDED if fiber.request is None else IMPORT
+
+    def _prepared(self, handle: StoreHandle) -> Fiber:
+        """Return the fiber, started and ready to be polled. The caller is in the store."""
+        # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
+        if self.interrupted is not None:
+            raise Interrupted(self.interrupted)
+        if not handle.open:
+            raise self.store.unavailable(self)
+        self.store.prepare_fiber()
+        fiber = self.fiber
+        if fiber is None or not fiber.future:
+            self.begun = True
+            fiber = self.start()
+        return fiber
+
+    def advance(self, seconds: float) -> State | tuple[Any, ...]:
+        """
+        Poll, and answer requests for plain host functions, for about *seconds*.
+
+        Returns a state as `poll` does, ANSWERED when the time is over, or what a host function
+        has returned, ``(value,)``, or raised, ``(None, exception)``, for `settle`.
+        """
+        if speedups is None or not self.store.hosts:
+            return self.poll()
+        handle = self.store.ready(self)
+        if handle.guarded and self._outer_fibers():
+            return self.poll()
+        with handle.lock:
+            fiber: Any = self._prepared(handle)
+        call = HostCall(self)
+        try:
+            state: State | tuple[Any, ...] = fiber.advance(
+                handle.lock, self.store.plain_hosts, current, call, self.children, seconds
+            )
+        finally:
+            call.active = False
+        if handle.closing:
+            handle.close()
+        return state
+
+    def settle(self, outcome: tuple[Any, ...]) -> None:
+        """Answer the guest's request with what `advance` has brought back."""
+        if len(outcome) == 2:
+            exc = outcome[1]
+            if isinstance(exc, Trap) or not isinstance(exc, Exception):
+                raise exc
+            self.throw(exc)
+            return
+        try:
+            self.answer(self.host.checked(outcome[0]))
+        except Trap:
+            raise
+        except Exception as exc:
+            self.throw(exc)
 
     def _poll(self, fiber: Fiber) -> None:
         """Poll *fiber*, from inside of the suspended fibers that it is nested in."""
@@ -322,7 +367,16 @@ class Operation:
         self.interrupted = reason
 
     def leave(self) -> None:
-        """Unwind the guest if it has not finished, and give the room to the next."""
+        """
+        Unwind the guest if it has not finished, and give the room to the next.
+
+        Put off while a call that an import has started, and left behind, is on top.
+        """
+        if self.children.lets_owner_end():
+            self.end()
+
+    def end(self) -> None:
+        """Leave now."""
         lane, self.lane = self.lane, None
         fiber, self.fiber = self.fiber, None
         if fiber is not None and self.begun:  # else there is nothing to enter the store for
@@ -330,7 +384,7 @@ class Operation:
                 self.store.disturb()
             self.store.drop_fiber(fiber, self.release_values(fiber))
         if lane is not None and lane.current is self:
-            lane.leave_after(self.children)
+            lane.leave()
         self.store.left(self)
 
     def release_values(self, fiber: Fiber) -> tuple[int, int] | None:

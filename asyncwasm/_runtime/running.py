@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .._errors import SuspendError, Trap
 from .operation import DONE, IMPORT, HostCall, Operation, current
 
 
+STRETCH_SECONDS = 0.02  # between looks at the deadline; the clock has to be asked for as well
+
+
 def run(operation: Operation) -> Any:
     """
     Run *operation* on this thread, and return its result.
 
-    Between polls, signal handlers run and can end it; the guest is then unwound.
+    Between polls, signal handlers run and can end it; the guest is then unwound. So is it when
+    the store's deadline for synchronous calls, or that of the call which made this one, is over.
     """
+    now = operation.store.engine.ticker.now
+    ends = operation.ends = _end(operation, now)
     try:
         operation.enter_now()
         while True:
-            state = operation.poll()
+            state = operation.advance(STRETCH_SECONDS)
             if state is DONE:
                 return operation.result()
-            if state is IMPORT:
-                _call_host(operation)
+            if state is IMPORT or isinstance(state, tuple):
+                if isinstance(state, tuple):
+                    operation.settle(state)
+                else:
+                    _call_host(operation)
                 if operation.children.current is not None:
                     # The import has left a call suspended (an eager task does), on top of
                     # which the guest must not go on, not even to catch an exception.
                     raise operation.store.busy()
+            if ends is not None and now() >= ends:
+                raise operation.store.overdue(operation)
     finally:
         operation.leave()
+
+
+def _end(operation: Operation, now: Callable[[], float]) -> float | None:
+    """Return the time at which *operation* is to be stopped."""
+    seconds = operation.store.sync_deadline_seconds
+    outer = operation.outer
+    limit = outer.operation.ends if outer is not None and outer.active else None
+    if seconds is None:
+        return limit
+    end = now() + seconds
+    return end if limit is None else min(end, limit)
 
 
 def _call_host(operation: Operation) -> None:

@@ -11,6 +11,7 @@ Rule 3: identity is cached here: one Python object for one wasm object, as long 
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -23,20 +24,24 @@ import anyio
 from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
 from .._ffi import errors, externs
 from .._ffi.codec import Row, row
+from .._ffi.direct import plain_host
 from .._ffi.externs import Extern, Root
 from .._ffi.fiber import Fiber
 from .._ffi.handles import Handle, StoreHandle
 from .._ffi.library import lib
 from .._ffi.linking import Linker
 from .._ffi.references import References, drain, pending_drops, unroot
+from .._ffi.scope import new_scope_function, root_scope
 from .._ffi.types import function_type as native_function_type
 from .._types import FunctionType, TagType
+from .artifact import Artifact, Variant
 from .config import DIRECT_STACK_BYTES, Limits
-from .engine import Engine, Variant, default_engine
+from .engine import Engine, default_engine
 from .operation import HostCall, Lane, Operation, current
 
 T = TypeVar("T")
 
+_UNLIMITED = Limits()
 _FAR = 1 << 60  # ticks: 36 million years
 _NEAR = 1
 _PYTHON_TAG_TYPE = TagType(["externref"])
@@ -124,8 +129,13 @@ class Store:
         interleave: Whether suspended calls may interleave, as they do in JS. Only for guests
             that keep no stack of their own in linear memory: what C and Rust compile to does.
             Guests that can hold references to objects take turns all the same.
+        sync_deadline_seconds: How long a synchronous call of an export, or a start function
+            under `Instance()`, may run before it is stopped with `Interrupted`; for ever if
+            omitted. What its imports take counts, though only the guest is stopped. Awaited
+            calls have none: they end with their cancel scope (`anyio.fail_after`).
     Raises:
         TypeError: If an argument has the wrong type.
+        ValueError: If *sync_deadline_seconds* is not positive and finite.
     """
 
     def __init__(
@@ -134,13 +144,18 @@ class Store:
         engine: Engine | None = None,
         limits: Limits | None = None,
         interleave: bool = False,
+        sync_deadline_seconds: float | None = None,
     ) -> None:
         if engine is not None and not isinstance(engine, Engine):
             raise TypeError(f"expected an Engine, got {type(engine).__name__}")
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
+        if sync_deadline_seconds is not None:
+            _check_seconds(sync_deadline_seconds)
         self._engine = engine
-        self._limits = limits or Limits()
+        self._sync_deadline_seconds = sync_deadline_seconds
+        self._limits = limits or _UNLIMITED
+        self._fuel = self._limits.fuel  # to begin with
         self._interleave = bool(interleave)
         self._closed = False
         self._token: Token[Store | None] | None = None
@@ -151,10 +166,12 @@ class Store:
         self._python_tag: Extern | None = None
         self._near = False
         self._asynchronous = False
+        self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
         self._disturbed = False
         self._operations: weakref.WeakKeyDictionary[Operation, None] = weakref.WeakKeyDictionary()
         self.root = Lane()
         self.hosts: list[HostFunction] = []
+        self.plain_hosts: list[Any] = []  # the same for the accelerator, None for what is not plain
         # what is known by its native name; functions by what they are
         self.known: weakref.WeakValueDictionary[tuple[Any, ...], Any] = (
             weakref.WeakValueDictionary()
@@ -219,12 +236,17 @@ class Store:
         return self._interleave
 
     @property
+    def sync_deadline_seconds(self) -> float | None:
+        """How long a synchronous call may run, None for ever."""
+        return self._sync_deadline_seconds
+
+    @property
     def fuel(self) -> int | None:
         """Fuel that is left, None if the store has no fuel limit; set it to give more."""
         if self._limits.fuel is None:
             return None
         if self._native is None:
-            return self._limits.fuel
+            return self._fuel
         with self.entered() as handle:
             return externs.get_fuel(handle)
 
@@ -235,8 +257,12 @@ class Store:
         if not isinstance(amount, int) or isinstance(amount, bool):
             raise TypeError(f"expected an int of fuel, got {type(amount).__name__}")
         if not 0 <= amount < 1 << 63:
-            raise ValueError(f"expected fuel of at least 0, got {amount}")
-        self.bind(self.engine)
+            raise ValueError(f"expected fuel from 0 to 2**63 - 1, got {amount}")
+        self._check_open()
+        with self._bind_lock:
+            self._fuel = amount
+            if self._native is None:
+                return
         with self.entered() as handle:
             errors.check(lib.wasmtime_context_set_fuel(handle.context, amount), RangeError)
 
@@ -246,8 +272,8 @@ class Store:
         if self._closed:
             raise anyio.ClosedResourceError("the store has been closed")
 
-    def bind(self, engine: Engine) -> StoreHandle:
-        """Make the native store for modules of *engine*, if there is none yet."""
+    def bind(self, engine: Engine, artifact: Artifact | None = None) -> StoreHandle:
+        """Make the native store for *artifact*, or for modules of *engine*, if there is none."""
         self._check_open()
         if self._native is not None:
             if self._engine is not engine:
@@ -266,7 +292,7 @@ class Store:
                         "compile it with engine=store.engine"
                     )
                 limits = self._limits
-                self._variant = engine.variant(limits.fuel is not None)
+                self._variant = (artifact or engine).variant(limits.fuel is not None)
                 handle = StoreHandle(engine.native(self._variant))
                 lib.wasmtime_context_set_epoch_deadline(handle.context, _FAR)
                 lib.wasmtime_store_limiter(
@@ -285,9 +311,9 @@ class Store:
                     ),
                 )
                 if limits.fuel is not None:
-                    lib.wasmtime_context_set_fuel(handle.context, limits.fuel)
+                    lib.wasmtime_context_set_fuel(handle.context, self._fuel)
                 self._references = References(handle, self)
-                handle.detour = not self.direct
+                handle.detour = not self.direct or self._sync_deadline_seconds is not None
                 self._native = handle
         assert self._native is not None
         return self._native
@@ -422,6 +448,9 @@ class Store:
     def left(self, operation: Operation) -> None:
         """Note that *operation* is over."""
         self._operations.pop(operation, None)
+        if not self._near and not self._operations and not self._closed:
+            # It went the direct way, as the next call can: the clock is as that needs it.
+            self.handle.detour = not self.direct or self._sync_deadline_seconds is not None
         if pending_drops():
             drain()
 
@@ -439,13 +468,36 @@ class Store:
         self.engine.ticker.need()
 
     def prepare_direct(self) -> None:
-        """Set the clock so that the guest never yields. The caller is inside."""
+        """
+        Set the clock so that the guest never yields. The caller is inside.
+
+        With a deadline the clock runs until `finish_direct`, and ends the guest when it is due.
+        """
         assert self._native is not None
+        seconds = self._sync_deadline_seconds
+        if seconds is not None:
+            ticker = self.engine.ticker
+            ticker.hold(self)
+            self._near = False
+            ticks = min(ticker.ticks(seconds), _FAR)
+            lib.wasmtime_context_set_epoch_deadline(self._native.context, ticks)
+            return
         if self._near:
             self._near = False
             lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
         if not self._operations and self.direct:
             self._native.detour = False
+
+    def finish_direct(self) -> None:
+        """Undo what a deadline took. The caller is inside."""
+        if self._sync_deadline_seconds is not None:
+            assert self._native is not None
+            self.engine.ticker.release(self)
+            lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
+
+    def overdue(self, operation: Operation) -> BaseException:
+        """Return the error for an operation that has run past its deadline."""
+        return self._noticed(Interrupted("deadline"), operation.describe())
 
     @property
     def direct(self) -> bool:
@@ -457,7 +509,7 @@ class Store:
     @property
     def asynchronous(self) -> bool:
         """Whether the native store insists on fibers."""
-        return self._asynchronous or bool(self.hosts)
+        return self._asynchronous or bool(self.hosts) or self._scope is not None
 
     def drop_fiber(self, fiber: Fiber, values: tuple[int, int] | None) -> None:
         """Unwind and free a fiber, and the roots it was given."""
@@ -477,6 +529,11 @@ class Store:
     def add_host(self, host: HostFunction) -> int:
         """Give *host* a number."""
         self.hosts.append(host)
+        self.plain_hosts.append(
+            None
+            if host.suspending
+            else plain_host(host.callable, host.parameters, host.results)
+        )
         self.handle.detour = True
         return len(self.hosts) - 1
 
@@ -531,7 +588,7 @@ class Store:
         return trap
 
     def failure(
-        self, error: int, trap: int, what: str, kind: type[WasmError] | None = None
+        self, error: int, trap: int, what: str, kind: Callable[[str], WasmError] | None = None
     ) -> BaseException:
         """Return the exception for what a fiber or a call failed with."""
         self.disturb()
@@ -545,6 +602,8 @@ class Store:
         if trap:
             return self._noticed(errors.take_trap(trap), what)
         text = errors.take_error(error)
+        if text.is_deadline:
+            return self._noticed(Interrupted("deadline", frames=text.frames), what)
         if kind is not None:
             return kind(text.message)
         if "type mismatch" in text.message or "argument" in text.message:
@@ -564,8 +623,12 @@ class Store:
 
     def _take_thrown(self) -> BaseException | None:
         with self.entered() as handle:
-            taken = externs.take_exception(handle, self.references)
-            return None if taken is None else self._thrown(*taken)
+            if not externs.has_exception(handle):
+                return None
+            if self._scope is None:
+                self._scope = new_scope_function(handle)
+            with root_scope(handle, self._scope):
+                return self._thrown(*externs.take_exception(handle, self.references))
 
     def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
         if (
@@ -575,6 +638,18 @@ class Store:
         ):
             return fields[0]
         return self.exception_maker(self, tag, fields, root)
+
+
+def _check_seconds(seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(
+            f"expected a number for sync_deadline_seconds, got {type(seconds).__name__}"
+        )
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"expected positive and finite sync_deadline_seconds, got {seconds}; "
+            "leave it out for no deadline"
+        )
 
 
 # The JS API's limits at run time.

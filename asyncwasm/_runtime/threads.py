@@ -7,47 +7,79 @@ could not end before a compilation of ten seconds does.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 
 import anyio
 
+from .._errors import RangeError
+
 _IDLE_SECONDS = 10.0
+_NICENESS = 15
 
 
 class Threads:
-    """At most *limit* threads that run jobs in the order they were submitted."""
+    """
+    At most *limit* threads that run jobs in the order they were submitted.
 
-    def __init__(self, name: str, limit: int) -> None:
+    The lock can be taken again by its owner: a collection in here may run the finalizer of
+    the engine that these threads belong to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        *,
+        max_waiting: int | None = None,
+        low_priority: bool = False,
+    ) -> None:
         self._name = name
         self._limit = limit
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._max_waiting = max_waiting
+        self._low_priority = low_priority
+        self._wake = threading.Condition()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._threads = 0
-        self._unclaimed = 0  # idle threads less waiting jobs
-        self._closed = False
+        self._idle = 0  # threads that will look for a job, those that are starting included
         self._running = 0
+        self._closed = False
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run *job*, which must not raise, on one of the threads."""
-        with self._lock:
+        with self._wake:
             if self._closed:
                 raise anyio.ClosedResourceError("the engine has been closed")
-            self._unclaimed -= 1
-            if self._unclaimed < 0 and self._threads < self._limit:
+            free = self._idle + self._limit - self._threads
+            if self._max_waiting is not None and len(self._jobs) - free >= self._max_waiting:
+                raise RangeError(
+                    f"{len(self._jobs) - free:,} compilations are waiting, the engine lets at "
+                    f"most {self._max_waiting:,} wait; ask for fewer at a time, or raise "
+                    "EngineConfig.max_queued_compilations"
+                )
+            self._jobs.append(job)
+            if len(self._jobs) > self._idle and self._threads < self._limit:
                 self._threads += 1
-                self._unclaimed += 1
+                self._idle += 1
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
-            self._jobs.put(job)
+            else:
+                self._wake.notify()
+
+    def withdraw(self, job: Callable[[], None]) -> None:
+        """Take *job* out of the line, if no thread has taken it yet."""
+        with self._wake:
+            if job in self._jobs:
+                self._jobs.remove(job)
 
     def close(self) -> None:
-        """Take no more jobs, and end each thread after what it is doing."""
-        with self._lock:
+        """Take no more jobs, and end each thread when those that wait have been done."""
+        with self._wake:
             self._closed = True
-            for _ in range(self._threads):
-                self._jobs.put(None)
+            self._wake.notify_all()
 
     def settle(self, seconds: float) -> None:
         """Wait until no job runs, at most *seconds*."""
@@ -58,25 +90,40 @@ class Threads:
     @property
     def waiting(self) -> int:
         """Jobs that no thread has taken yet."""
-        return self._jobs.qsize()
+        return len(self._jobs)
 
     def _run(self) -> None:
+        if self._low_priority:
+            _lower_priority()
         while True:
-            try:
-                job = self._jobs.get(timeout=_IDLE_SECONDS)
-            except Empty:
-                with self._lock:
-                    if self._unclaimed > 0 and self._jobs.empty():
-                        self._unclaimed -= 1
-                        self._threads -= 1
-                        return
-                continue
+            job = self._next()
             if job is None:
                 return
-            with self._lock:
-                self._running += 1
             job()
             del job
-            with self._lock:
+            with self._wake:
                 self._running -= 1
-                self._unclaimed += 1
+                self._idle += 1
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for a job; None if this thread is to end."""
+        with self._wake:
+            while not self._jobs:
+                if self._closed or not (self._wake.wait(_IDLE_SECONDS) or self._jobs):
+                    self._idle -= 1
+                    self._threads -= 1
+                    return None
+            self._idle -= 1
+            self._running += 1
+            return self._jobs.popleft()
+
+
+def _lower_priority() -> None:
+    """Let this thread run when nobody else wants to, where threads have priorities of their own."""
+    try:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        elif hasattr(os, "PRIO_DARWIN_THREAD"):
+            os.setpriority(os.PRIO_DARWIN_THREAD, 0, os.PRIO_DARWIN_BG)
+    except OSError:
+        pass  # it will be in the way of others, but work

@@ -3,12 +3,17 @@ The clock of an engine: it advances the epoch while something needs it.
 
 Rule 1: no thread runs while nothing does. Whoever is about to run wasm that must not hold
 its thread says `need()`, which costs an attribute while the clock runs.
+Rule 2: ticks that came late, because the thread had to wait for the GIL, are made up for: a
+deadline in ticks means time. Whoever sets one adds those that are late already (`ticks`).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from .._ffi.handles import Handle
@@ -17,6 +22,8 @@ from .._ffi.library import lib
 TICK_SECONDS = 0.001
 _IDLE_TICKS = 100
 _PARKED_SECONDS = 5.0
+_LATE_TICKS = 1000  # from which on the process must have been stopped, and its guests too
+_MANUAL_SECONDS = 1 / 128  # of a tick made by hand: exact, and longer than any slice
 
 
 class Ticker:
@@ -29,7 +36,12 @@ class Ticker:
         self._wake = threading.Event()
         self._parked = True
         self._needed = False
-        self._holds = 0
+        self._holders: set[object] = set()
+        self._ticked = 0.0  # when the last tick was due
+        self._manual = 0  # how many have taken the clock into their hands
+        self._armed = 0  # ticks made by hand that no guest has seen yet
+        self._elapsed = 0.0  # by hand
+        self.now: Callable[[], float] = perf_counter  # seconds, for slices and deadlines
 
     def add(self, engine: Handle) -> None:
         """Advance *engine* too."""
@@ -41,17 +53,69 @@ class Ticker:
         self._needed = True
         if self._parked:
             self._start()
+        if self._armed:
+            self._pass_one()
 
-    def hold(self) -> None:
-        """Tick until `release`, for a call that cannot say `need` again."""
+    def hold(self, owner: object) -> None:
+        """Tick until *owner* says `release`, for a call that cannot say `need` again."""
         with self._lock:
-            self._holds += 1
+            self._holders.add(owner)
         self.need()
 
-    def release(self) -> None:
-        """Undo one `hold`."""
+    def release(self, owner: object) -> None:
+        """Undo the `hold` of *owner*; idempotent, so that it may run without one."""
         with self._lock:
-            self._holds -= 1
+            self._holders.discard(owner)
+
+    @property
+    def held(self) -> bool:
+        """Whether a call depends on the clock."""
+        return bool(self._holders)
+
+    def ticks(self, seconds: float) -> int:
+        """Return after how many ticks *seconds* from now will have passed; the clock is held."""
+        if self._manual:
+            return math.ceil(seconds / _MANUAL_SECONDS)
+        late = perf_counter() - self._ticked
+        if not 0 <= late < _LATE_TICKS * TICK_SECONDS:
+            late = 0.0
+        return math.ceil((seconds + late) / TICK_SECONDS) + 1
+
+    # by hand, for tests
+
+    def take_over(self) -> None:
+        """Tick, and let time pass, only by `tick`."""
+        with self._lock:
+            self._manual += 1
+            self.now = self._manual_now
+
+    def give_back(self) -> None:
+        """Undo one `take_over`."""
+        with self._lock:
+            self._manual -= 1
+            if not self._manual:
+                self._armed = 0
+                self.now = perf_counter
+
+    def tick(self) -> None:
+        """Tick once by hand: for the guest that runs, or for the next that does."""
+        with self._lock:
+            self._armed += 1
+            self._increment()  # a guest that runs now comes back, and says `need`
+
+    def _pass_one(self) -> None:
+        with self._lock:
+            if self._armed:
+                self._armed -= 1
+                self._elapsed += _MANUAL_SECONDS
+                self._increment()
+
+    def _manual_now(self) -> float:
+        return self._elapsed
+
+    def _increment(self) -> None:
+        for engine in self._engines:
+            lib.wasmtime_engine_increment_epoch(engine.pointer)
 
     def close(self) -> None:
         """End the thread, and touch no engine again."""
@@ -70,6 +134,8 @@ class Ticker:
 
     def _start(self) -> None:
         with self._lock:
+            if self._parked:
+                self._ticked = perf_counter()
             self._parked = False
             self._wake.set()
             if self._thread is None:
@@ -89,9 +155,17 @@ class Ticker:
             with self._lock:
                 if self._thread is not own:
                     return
-                for engine in self._engines:
-                    increment(engine.pointer)
-                if self._needed or self._holds:
+                now = perf_counter()
+                due = int((now - self._ticked) / TICK_SECONDS)
+                if 0 <= due <= _LATE_TICKS:
+                    self._ticked += due * TICK_SECONDS
+                else:
+                    due, self._ticked = 1, now
+                if not self._manual:
+                    for engine in self._engines:
+                        for _ in range(due):
+                            increment(engine.pointer)
+                if self._needed or self._holders:
                     self._needed = False
                     idle = 0
                     continue

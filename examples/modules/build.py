@@ -25,32 +25,45 @@ SOURCES = pathlib.Path(__file__).resolve().parent
 # A stack of one page instead of sixteen: instances are cheap when their memory is.
 STACK_BYTES = 65_536
 
-# The examples measure responsiveness, not guests: small code wins, except in scrypt, whose
-# users want it to be fast.
+# The examples measure responsiveness, not guests: small code wins, except where users want speed.
 CFLAGS = {
-    "fetch.c": "-Oz",
-    "scrypt.c": "-O2",
-    "sha256.c": "-Oz",
-    "text.c": "-Oz",
+    "crc32.c": ["-Oz"],
+    "fetch.c": ["-Oz"],
+    "levenshtein.c": ["-Oz"],
+    "life.c": ["-Oz"],
+    "matrix.c": ["-O2", "-msimd128"],
+    "scrypt.c": ["-O2"],
+    "sha256.c": ["-Oz"],
+    "sort.c": ["-Oz"],
+    "text.c": ["-Oz"],
+}
+ZIG_EXPORTS = {
+    "base64.zig": ["alloc", "reset", "encode", "decode"],
+    "json_minify.zig": ["alloc", "reset", "minify"],
+    "mandelbrot.zig": ["render"],
+    "prng.zig": ["alloc", "reset", "seed", "next", "random", "fill"],
 }
 
 
 def commands(output: pathlib.Path) -> dict[str, list[str]]:
     """Return the compiler's arguments for each module that goes to *output*."""
     found = {}
-    for source, optimize in CFLAGS.items():
+    for source, flags in CFLAGS.items():
         name = source.replace(".c", ".wasm")
         found[name] = [
-            *("cc", "-target", "wasm32-freestanding", "-std=c17", optimize),
+            *("cc", "-target", "wasm32-freestanding", "-std=c17", *flags),
             *("-Wall", "-Wextra", "-Werror", "-ffreestanding", "-nostdlib", "-s"),
             *("-Wl,--no-entry", f"-Wl,-z,stack-size={STACK_BYTES}"),
             *("-o", str(output / name), source),
         ]
-    found["mandelbrot.wasm"] = [
-        *("build-exe", "mandelbrot.zig", "-target", "wasm32-freestanding"),
-        *("-O", "ReleaseSmall", "-fstrip", "-fno-entry", "--export=render"),
-        *("--stack", str(STACK_BYTES), f"-femit-bin={output / 'mandelbrot.wasm'}"),
-    ]
+    for source, exports in ZIG_EXPORTS.items():
+        name = source.replace(".zig", ".wasm")
+        found[name] = [
+            *("build-exe", source, "-target", "wasm32-freestanding"),
+            *("-O", "ReleaseSmall", "-fstrip", "-fno-entry"),
+            *(f"--export={export}" for export in exports),
+            *("--stack", str(STACK_BYTES), f"-femit-bin={output / name}"),
+        ]
     return found
 
 

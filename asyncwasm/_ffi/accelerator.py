@@ -1,0 +1,43 @@
+"""
+The compiled accelerator, where it was built, unless ``ASYNCWASM_PURE=1`` says not to use it.
+
+Rule 1: nothing depends on it. `speedups` is None without it, and everything works the same.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .library import lib
+
+speedups: Any = None
+if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
+    try:
+        from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
+    except ImportError:
+        pass  # it is optional
+
+_bound = False
+
+
+def bind() -> None:
+    """Hand the accelerator the addresses of the library's functions, once."""
+    global _bound
+    if _bound or speedups is None:
+        return
+    from .fiber import ANSWERED, DONE, IMPORT, YIELDED, abandon
+
+    speedups.bind(
+        lib.address("wasmtime_func_call_unchecked"),
+        lib.address("wasmtime_call_future_poll"),
+        lib.address("wasmtime_func_call_async"),
+        DONE,
+        IMPORT,
+        YIELDED,
+        ANSWERED,
+        abandon,
+    )
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=speedups.forked)
+    _bound = True

@@ -1,0 +1,128 @@
+"""A compiled binary and its code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._binary import ModuleInfo, rename_imports
+from .._ffi import compiling
+from .._ffi.handles import Handle
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Variant(NamedTuple):
+    """What code a native engine makes."""
+
+    baseline: bool = False
+    fuel: bool = False
+
+
+class Artifact:
+    """
+    A compiled binary: its bytes, what they say, and its code for each variant that was needed.
+
+    One artifact serves every `Module` of the same bytes.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_function_types",
+        "_natives",
+        "binary",
+        "cached",
+        "digest",
+        "engine",
+        "exports",
+        "exports",
+        "holds_references",
+        "info",
+        "kinds",
+        "kinds",
+        "renamed",
+        "starts_baseline",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        binary: bytes,
+        digest: str,
+        info: ModuleInfo,
+        *,
+        holds_references: bool,
+        starts_baseline: bool,
+        cached: bool,
+    ) -> None:
+        self.engine = engine
+        self.binary = binary
+        self.digest = digest
+        self.info = info
+        self.exports = {each.name: each for each in info.exports}
+        self.kinds = [type.kind for type in info.types]
+        self.exports = {each.name: each for each in info.exports}
+        self.kinds = [type.kind for type in info.types]
+        self.renamed = _has_twins(info)
+        self.holds_references = holds_references
+        self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
+        self.cached = cached  # whether its first code came from the cache
+        self._natives: dict[Variant, Handle] = {}
+        self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
+
+    @property
+    def linked(self) -> bytes:
+        """The binary as it is compiled."""
+        return linkable(self.binary, self.info)
+
+    def variant(self, fuel: bool) -> Variant:
+        """Return the variant for an instance that gets a store of its own."""
+        optimized = Variant(False, fuel)
+        if not self.starts_baseline:
+            return optimized
+        if self.engine.config.tier == "auto" and (fuel or self.has(optimized)):
+            return optimized  # fuel is counted by one compiler, or it would not be the same fuel
+        return Variant(True, fuel)
+
+    def native(self, variant: Variant) -> Handle:
+        """Return the code of *variant*, compiled now on this thread if need be."""
+        handle = self._natives.get(variant)
+        if handle is None or not handle.ours:
+            handle = self.engine.compile_variant(self, variant)
+        return handle
+
+    def add(self, variant: Variant, handle: Handle) -> None:
+        """Keep the code of *variant*."""
+        self._natives[variant] = handle
+
+    def has(self, variant: Variant) -> bool:
+        """Whether the code of *variant* is there."""
+        handle = self._natives.get(variant)
+        return handle is not None and handle.ours
+
+    def function_types(self, variant: Variant) -> list[Handle | None]:
+        """Return the native types of the imported functions, by import."""
+        native = self.native(variant)
+        known = self._function_types.get(variant)
+        if known is None or known[0] is not native:
+            known = (native, compiling.imported_function_types(native))
+            self._function_types[variant] = known
+        return known[1]
+
+
+def _has_twins(info: ModuleInfo) -> bool:
+    """Return whether a name is imported more than once."""
+    names = {(each.module, each.name) for each in info.imports}
+    return len(names) != len(info.imports)
+
+
+def linkable(binary: bytes, info: ModuleInfo) -> bytes:
+    """
+    Return *binary* with unique import names where a name is imported more than once.
+
+    The native linker holds one definition a name; in JS each import is read on its own.
+    """
+    if not _has_twins(info):
+        return binary
+    names = [("", str(index)) for index in range(len(info.imports))]
+    return rename_imports(binary, names)[0]

@@ -1,0 +1,1223 @@
+/*
+ * The accelerator: encoding, calling, decoding, and the callbacks of fibers, in C.
+ *
+ * Rule 1: it means what asyncwasm/_ffi/{direct,fiber}.py mean, and nothing more. Whatever is not
+ * a plain int or float is left to Python ("detour", or a value handed back for the slow way).
+ * Rule 2: it is handed the addresses of the library's functions and knows none of its headers.
+ * Rule 3: the callbacks that run on a fiber call no Python, except `action`, which is ours.
+ * Rule 4: everything but the guest runs with the GIL held; a Gate is a flag that the GIL guards.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(_MSC_VER)
+#define THREAD_LOCAL __declspec(thread)
+#else
+#define THREAD_LOCAL _Thread_local
+#endif
+
+#define VAL_BYTES 32
+#define RAW_BYTES 16
+#define MOST_VALUES 16
+
+static struct {
+    void *(*call_unchecked)(void *, const void *, void *, size_t, void **);
+    bool (*poll)(void *);
+    void *(*call_async)(void *, const void *, const void *, size_t, void *, size_t, void **,
+                        void **);
+} api;
+
+static uint64_t generation; /* counts forks */
+
+static PyObject *state_done, *state_import, *state_yielded, *state_answered;
+static PyObject *name_current, *name_guarded;
+
+/* seconds that may jump by a few milliseconds, as cheap as the platform has them */
+static double
+coarse_seconds(void)
+{
+    struct timespec now;
+#if defined(CLOCK_MONOTONIC_COARSE)
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+#elif defined(CLOCK_MONOTONIC)
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#else
+    timespec_get(&now, TIME_UTC);
+#endif
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static double
+fine_seconds(void)
+{
+    struct timespec now;
+#if defined(CLOCK_MONOTONIC)
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#else
+    timespec_get(&now, TIME_UTC);
+#endif
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* ---- Gate: who is inside of a store ---- */
+
+typedef struct {
+    PyObject_HEAD
+    bool inside;
+    bool closed;
+    bool detour;
+    bool guarded;
+    uint64_t generation;
+} Gate;
+
+static PyTypeObject Gate_Type;
+
+static PyObject *
+Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Gate *self = (Gate *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->generation = generation;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *
+Gate_enter(Gate *self, PyObject *unused)
+{
+    if (self->inside) {
+        PyErr_SetString(PyExc_RuntimeError, "the store is being used");
+        return NULL;
+    }
+    self->inside = true;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+Gate_exit(Gate *self, PyObject *const *args, Py_ssize_t count)
+{
+    self->inside = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Gate_acquire(Gate *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (self->inside) {
+        Py_RETURN_FALSE;
+    }
+    self->inside = true;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+Gate_release(Gate *self, PyObject *unused)
+{
+    self->inside = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Gate_locked(Gate *self, PyObject *unused)
+{
+    return PyBool_FromLong(self->inside);
+}
+
+static PyMethodDef Gate_methods[] = {
+    {"__enter__", (PyCFunction)Gate_enter, METH_NOARGS, NULL},
+    {"__exit__", (PyCFunction)(void (*)(void))Gate_exit, METH_FASTCALL, NULL},
+    {"acquire", (PyCFunction)(void (*)(void))Gate_acquire, METH_FASTCALL, NULL},
+    {"release", (PyCFunction)Gate_release, METH_NOARGS, NULL},
+    {"locked", (PyCFunction)Gate_locked, METH_NOARGS, NULL},
+    {NULL},
+};
+
+#define FLAG(name)                                                                             \
+    static PyObject *Gate_get_##name(Gate *self, void *unused)                                 \
+    {                                                                                          \
+        return PyBool_FromLong(self->name);                                                    \
+    }                                                                                          \
+    static int Gate_set_##name(Gate *self, PyObject *value, void *unused)                      \
+    {                                                                                          \
+        int truth = value == NULL ? 0 : PyObject_IsTrue(value);                                \
+        if (truth < 0) {                                                                       \
+            return -1;                                                                         \
+        }                                                                                      \
+        self->name = truth;                                                                    \
+        return 0;                                                                              \
+    }
+FLAG(closed)
+FLAG(detour)
+FLAG(guarded)
+
+static PyGetSetDef Gate_getset[] = {
+    {"closed", (getter)Gate_get_closed, (setter)Gate_set_closed, NULL, NULL},
+    {"detour", (getter)Gate_get_detour, (setter)Gate_set_detour, NULL, NULL},
+    {"guarded", (getter)Gate_get_guarded, (setter)Gate_set_guarded, NULL, NULL},
+    {NULL},
+};
+
+static PyTypeObject Gate_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Gate",
+    .tp_basicsize = sizeof(Gate),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = Gate_new,
+    .tp_methods = Gate_methods,
+    .tp_getset = Gate_getset,
+};
+
+/* ---- values ---- */
+
+/* Write a plain number of the type that `letter` stands for; false: it is something else. */
+static inline bool
+encode(char letter, PyObject *value, unsigned char *to)
+{
+    switch (letter) {
+    case 'i': {
+        int overflow;
+        if (!PyLong_CheckExact(value)) {
+            return false;
+        }
+        long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow || number < INT32_MIN || number > (long long)UINT32_MAX) {
+            return false;
+        }
+        uint32_t bits = (uint32_t)number;
+        memcpy(to, &bits, 4);
+        return true;
+    }
+    case 'q': {
+        int overflow;
+        if (!PyLong_CheckExact(value)) {
+            return false;
+        }
+        int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow) {
+            return false;
+        }
+        memcpy(to, &number, 8);
+        return true;
+    }
+    case 'f':
+    case 'd': {
+        double number;
+        if (PyFloat_CheckExact(value)) {
+            number = PyFloat_AS_DOUBLE(value);
+        }
+        else if (PyLong_CheckExact(value)) {
+            number = PyLong_AsDouble(value);
+            if (number == -1.0 && PyErr_Occurred()) {
+                PyErr_Clear();
+                return false;
+            }
+        }
+        else {
+            return false;
+        }
+        if (letter == 'd') {
+            memcpy(to, &number, 8);
+        }
+        else {
+            float rounded = (float)number;
+            memcpy(to, &rounded, 4);
+        }
+        return true;
+    }
+    }
+    return false;
+}
+
+static inline PyObject *
+decode(char letter, const unsigned char *from)
+{
+    switch (letter) {
+    case 'i': {
+        int32_t number;
+        memcpy(&number, from, 4);
+        return PyLong_FromLong(number);
+    }
+    case 'q': {
+        int64_t number;
+        memcpy(&number, from, 8);
+        return PyLong_FromLongLong(number);
+    }
+    case 'f': {
+        float number;
+        memcpy(&number, from, 4);
+        return PyFloat_FromDouble(number);
+    }
+    case 'd': {
+        double number;
+        memcpy(&number, from, 8);
+        return PyFloat_FromDouble(number);
+    }
+    }
+    return PyBytes_FromStringAndSize((const char *)from, 16);
+}
+
+static PyObject *
+decode_row(const char *letters, Py_ssize_t count, const unsigned char *from, size_t stride)
+{
+    if (count == 0) {
+        Py_RETURN_NONE;
+    }
+    if (count == 1) {
+        return decode(letters[0], from);
+    }
+    PyObject *values = PyTuple_New(count);
+    for (Py_ssize_t index = 0; values != NULL && index < count; index++) {
+        PyObject *value = decode(letters[index], from + stride * index);
+        if (value == NULL) {
+            Py_CLEAR(values);
+            break;
+        }
+        PyTuple_SET_ITEM(values, index, value);
+    }
+    return values;
+}
+
+static const unsigned char kinds[] = {['i'] = 0, ['q'] = 1, ['f'] = 2, ['d'] = 3, ['v'] = 4};
+
+/* ---- Direct: an unchecked call on this thread's own stack ---- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    Gate *gate;
+    PyObject *detour, *failed, *held, *left;
+    void *context;
+    uint64_t function[2];
+    double hold_seconds;
+    Py_ssize_t parameters, results;
+    char letters[2 * MOST_VALUES];
+} Direct;
+
+static PyTypeObject Direct_Type;
+
+static PyObject *
+Direct_detour(Direct *self, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *values = PyTuple_New(count);
+    if (values == NULL) {
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        PyTuple_SET_ITEM(values, index, Py_NewRef(args[index]));
+    }
+    PyObject *result = PyObject_CallOneArg(self->detour, values);
+    Py_DECREF(values);
+    return result;
+}
+
+static PyObject *
+Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Direct *self = (Direct *)callable;
+    Gate *gate = self->gate;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    unsigned char values[RAW_BYTES * MOST_VALUES];
+    if (names != NULL && PyTuple_GET_SIZE(names)) {
+        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
+        return NULL;
+    }
+    if (gate->detour || gate->inside || gate->closed || gate->generation != generation ||
+        count != self->parameters) {
+        return Direct_detour(self, args, count);
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        if (!encode(self->letters[index], args[index], values + RAW_BYTES * index)) {
+            return Direct_detour(self, args, count);
+        }
+    }
+    Py_ssize_t length = count > self->results ? count : self->results;
+    void *trap = NULL;
+    double started = coarse_seconds();
+    Py_INCREF(self); /* the guest may outlive every other reference */
+    gate->inside = true;
+    PyThreadState *thread = PyEval_SaveThread();
+    void *error = api.call_unchecked(self->context, self->function, values, length, &trap);
+    PyEval_RestoreThread(thread);
+    gate->inside = false;
+    PyObject *result = NULL;
+    if (gate->closed) { /* by another thread, meanwhile: it is for us to finish that */
+        PyObject *done = PyObject_CallNoArgs(self->left);
+        if (done == NULL) {
+            goto leave;
+        }
+        Py_DECREF(done);
+    }
+    if (error != NULL || trap != NULL) {
+        PyObject *exc = PyObject_CallFunction(self->failed, "KK", (unsigned long long)(uintptr_t)error,
+                                              (unsigned long long)(uintptr_t)trap);
+        if (exc != NULL) {
+            PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+            Py_DECREF(exc);
+        }
+        goto leave;
+    }
+    double seconds = coarse_seconds() - started;
+    if (seconds > self->hold_seconds) {
+        PyObject *done = PyObject_CallFunction(self->held, "d", seconds);
+        if (done == NULL) {
+            goto leave;
+        }
+        Py_DECREF(done);
+    }
+    result = decode_row(self->letters + MOST_VALUES, self->results, values, RAW_BYTES);
+leave:
+    Py_DECREF(self);
+    return result;
+}
+
+static int
+take_letters(PyObject *text, char *to, Py_ssize_t *count)
+{
+    Py_ssize_t length;
+    const char *letters = PyUnicode_AsUTF8AndSize(text, &length);
+    if (letters == NULL) {
+        return -1;
+    }
+    if (length > MOST_VALUES) {
+        PyErr_Format(PyExc_ValueError, "at most %d values, got %zd", MOST_VALUES, length);
+        return -1;
+    }
+    memcpy(to, letters, length);
+    *count = length;
+    return 0;
+}
+
+static PyObject *
+Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *gate, *detour, *failed, *held, *left, *parameters, *results;
+    unsigned long long context, first, second;
+    double hold_seconds;
+    if (!PyArg_ParseTuple(args, "O!K(KK)UUOOOOd", &Gate_Type, &gate, &context, &first, &second,
+                          &parameters, &results, &detour, &failed, &held, &left,
+                          &hold_seconds)) {
+        return NULL;
+    }
+    Direct *self = (Direct *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->vectorcall = Direct_vectorcall;
+    self->gate = (Gate *)Py_NewRef(gate);
+    self->detour = Py_NewRef(detour);
+    self->failed = Py_NewRef(failed);
+    self->held = Py_NewRef(held);
+    self->left = Py_NewRef(left);
+    self->context = (void *)(uintptr_t)context;
+    self->function[0] = first;
+    self->function[1] = second;
+    self->hold_seconds = hold_seconds;
+    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
+        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int
+Direct_traverse(Direct *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->detour);
+    Py_VISIT(self->failed);
+    Py_VISIT(self->held);
+    Py_VISIT(self->left);
+    return 0;
+}
+
+static int
+Direct_clear(Direct *self)
+{
+    Py_CLEAR(self->detour);
+    Py_CLEAR(self->failed);
+    Py_CLEAR(self->held);
+    Py_CLEAR(self->left);
+    return 0;
+}
+
+static void
+Direct_dealloc(Direct *self)
+{
+    PyObject_GC_UnTrack(self);
+    Direct_clear(self);
+    Py_CLEAR(self->gate);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject Direct_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Direct",
+    .tp_basicsize = sizeof(Direct),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = Direct_new,
+    .tp_dealloc = (destructor)Direct_dealloc,
+    .tp_traverse = (traverseproc)Direct_traverse,
+    .tp_clear = (inquiry)Direct_clear,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Direct, vectorcall),
+};
+
+/* ---- Callable: an object that is called through its `_direct` ---- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *direct;
+} Callable;
+
+static PyObject *
+Callable_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    PyObject *direct = ((Callable *)callable)->direct;
+    if (direct == NULL) {
+        PyErr_SetString(PyExc_TypeError, "the function has not been set up");
+        return NULL;
+    }
+    Py_INCREF(direct);
+    PyObject *result = Py_IS_TYPE(direct, &Direct_Type)
+                           ? Direct_vectorcall(direct, args, flags, names)
+                           : PyObject_Vectorcall(direct, args, flags, names);
+    Py_DECREF(direct);
+    return result;
+}
+
+static PyObject *
+Callable_call(PyObject *callable, PyObject *args, PyObject *kwargs)
+{
+    PyObject *direct = ((Callable *)callable)->direct;
+    if (direct != NULL && Py_IS_TYPE(direct, &Direct_Type) &&
+        (kwargs == NULL || !PyDict_GET_SIZE(kwargs))) {
+        Py_INCREF(direct);
+        PyObject *result = Direct_vectorcall(direct, ((PyTupleObject *)args)->ob_item,
+                                             PyTuple_GET_SIZE(args), NULL);
+        Py_DECREF(direct);
+        return result;
+    }
+    if (direct == NULL) {
+        PyErr_SetString(PyExc_TypeError, "the function has not been set up");
+        return NULL;
+    }
+    Py_INCREF(direct);
+    PyObject *result = PyObject_Call(direct, args, kwargs);
+    Py_DECREF(direct);
+    return result;
+}
+
+static PyObject *
+Callable_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Callable *self = (Callable *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->vectorcall = Callable_vectorcall;
+    }
+    return (PyObject *)self;
+}
+
+static int
+Callable_traverse(Callable *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->direct);
+    return 0;
+}
+
+static int
+Callable_clear(Callable *self)
+{
+    Py_CLEAR(self->direct);
+    return 0;
+}
+
+static void
+Callable_dealloc(Callable *self)
+{
+    PyObject_GC_UnTrack(self);
+    Callable_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *
+Callable_get_direct(Callable *self, void *unused)
+{
+    return Py_NewRef(self->direct == NULL ? Py_None : self->direct);
+}
+
+static int
+Callable_set_direct(Callable *self, PyObject *value, void *unused)
+{
+    Py_XSETREF(self->direct, Py_XNewRef(value));
+    return 0;
+}
+
+static PyGetSetDef Callable_getset[] = {
+    {"_direct", (getter)Callable_get_direct, (setter)Callable_set_direct, NULL, NULL},
+    {NULL},
+};
+
+static PyTypeObject Callable_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Callable",
+    .tp_basicsize = sizeof(Callable),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
+                Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = Callable_new,
+    .tp_dealloc = (destructor)Callable_dealloc,
+    .tp_traverse = (traverseproc)Callable_traverse,
+    .tp_clear = (inquiry)Callable_clear,
+    .tp_call = Callable_call,
+    .tp_vectorcall_offset = offsetof(Callable, vectorcall),
+    .tp_getset = Callable_getset,
+};
+
+/* ---- Host: a plain Python function with plain numbers ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *callable;
+    Py_ssize_t parameters, results;
+    char letters[2 * MOST_VALUES];
+} Host;
+
+static PyTypeObject Host_Type;
+
+static PyObject *
+Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *callable, *parameters, *results;
+    if (!PyArg_ParseTuple(args, "OUU", &callable, &parameters, &results)) {
+        return NULL;
+    }
+    Host *self = (Host *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->callable = Py_NewRef(callable);
+    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
+        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int
+Host_traverse(Host *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->callable);
+    return 0;
+}
+
+static int
+Host_clear(Host *self)
+{
+    Py_CLEAR(self->callable);
+    return 0;
+}
+
+static void
+Host_dealloc(Host *self)
+{
+    PyObject_GC_UnTrack(self);
+    Host_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject Host_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Host",
+    .tp_basicsize = sizeof(Host),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = Host_new,
+    .tp_dealloc = (destructor)Host_dealloc,
+    .tp_traverse = (traverseproc)Host_traverse,
+    .tp_clear = (inquiry)Host_clear,
+};
+
+/* ---- Fiber: one activation on a stack of its own ---- */
+
+/* The head of a fiber's memory; the values follow. fiber.py knows TRAP to ARGUMENTS. */
+typedef struct head {
+    uint64_t trap, error;
+    uint8_t flag;
+    uint8_t dispatching, finished, requested, guarded;
+    uint64_t function[2];
+    uint64_t host, arguments, results, trap_out;
+    void *future;
+    struct head *child;
+    PyObject *fiber; /* borrowed; set while an action waits */
+} head;
+
+typedef struct {
+    bool (*callback)(void *);
+    void *env;
+    void (*finalizer)(void *);
+} continuation;
+
+static THREAD_LOCAL head *polled;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *memory; /* bytes, used as raw memory; the store's handle holds it too */
+    PyObject *handle, *child, *action, *failure, *weakrefs;
+    head *head;
+} Fiber;
+
+static PyTypeObject Fiber_Type;
+
+static bool
+on_ready(void *env)
+{
+    return ((head *)env)->flag != 0;
+}
+
+static bool
+on_step(void *env)
+{
+    head *self = env;
+    head *child = self->child;
+    if (child != NULL) {
+        head *previous = polled;
+        polled = child;
+        child->guarded = self->guarded;
+        child->finished = api.poll(child->future);
+        polled = previous;
+        return false;
+    }
+    if (self->fiber != NULL) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        Fiber *fiber = (Fiber *)self->fiber;
+        PyObject *action = fiber->action;
+        self->fiber = NULL;
+        fiber->action = NULL;
+        if (action != NULL) {
+            PyObject *done = PyObject_CallNoArgs(action);
+            if (done == NULL) {
+                PyObject *type, *value, *traceback;
+                PyErr_Fetch(&type, &value, &traceback);
+                PyErr_NormalizeException(&type, &value, &traceback);
+                if (traceback != NULL) {
+                    PyException_SetTraceback(value, traceback);
+                }
+                Py_XSETREF(fiber->failure, value);
+                Py_XDECREF(type);
+                Py_XDECREF(traceback);
+                self->flag = 0;
+            }
+            else {
+                Py_DECREF(done);
+            }
+            Py_DECREF(action);
+        }
+        PyGILState_Release(state);
+    }
+    return self->flag != 0;
+}
+
+static void
+on_import(void *env, void *caller, const void *arguments, size_t count, void *results,
+          size_t result_count, void **trap, continuation *next)
+{
+    head *self = polled;
+    self->flag = 0;
+    self->requested = 1;
+    self->dispatching = self->guarded;
+    self->host = (uint64_t)(uintptr_t)env;
+    self->arguments = (uint64_t)(uintptr_t)arguments;
+    self->results = (uint64_t)(uintptr_t)results;
+    self->trap_out = (uint64_t)(uintptr_t)trap;
+    next->callback = self->guarded ? on_step : on_ready;
+    next->env = self;
+    next->finalizer = NULL;
+}
+
+static PyObject *
+Fiber_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *handle;
+    Py_ssize_t payload;
+    if (!PyArg_ParseTuple(args, "On", &handle, &payload)) {
+        return NULL;
+    }
+    Fiber *self = (Fiber *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->memory = PyBytes_FromStringAndSize(NULL, sizeof(head) + payload);
+    if (self->memory == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->head = (head *)PyBytes_AS_STRING(self->memory);
+    memset(self->head, 0, sizeof(head) + payload);
+    self->handle = Py_NewRef(handle);
+    return (PyObject *)self;
+}
+
+static int
+Fiber_traverse(Fiber *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->handle);
+    Py_VISIT(self->child);
+    Py_VISIT(self->action);
+    Py_VISIT(self->failure);
+    return 0;
+}
+
+static int
+Fiber_clear(Fiber *self)
+{
+    Py_CLEAR(self->child);
+    Py_CLEAR(self->action);
+    Py_CLEAR(self->failure);
+    return 0;
+}
+
+static PyObject *abandoned; /* called with a fiber that dies with a future */
+
+static void
+Fiber_finalize(PyObject *object)
+{
+    Fiber *self = (Fiber *)object;
+    if (self->head != NULL && self->head->future != NULL && abandoned != NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyObject *done = PyObject_CallOneArg(abandoned, object);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(object);
+        }
+        Py_XDECREF(done);
+        PyErr_Restore(type, value, traceback);
+    }
+}
+
+static void
+Fiber_dealloc(Fiber *self)
+{
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
+        return;
+    }
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs != NULL) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
+    Fiber_clear(self);
+    Py_CLEAR(self->handle);
+    Py_CLEAR(self->memory);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int
+Fiber_getbuffer(PyObject *object, Py_buffer *view, int flags)
+{
+    Fiber *self = (Fiber *)object;
+    return PyBuffer_FillInfo(view, object, self->head, PyBytes_GET_SIZE(self->memory), 0, flags);
+}
+
+static PyBufferProcs Fiber_buffer = {.bf_getbuffer = Fiber_getbuffer};
+
+/* start_call(context, (function), arguments, results) -> future */
+static PyObject *
+Fiber_begin_call(Fiber *self, PyObject *args)
+{
+    unsigned long long context, first, second;
+    Py_ssize_t parameters, results;
+    if (!PyArg_ParseTuple(args, "K(KK)nn", &context, &first, &second, &parameters, &results)) {
+        return NULL;
+    }
+    head *own = self->head;
+    unsigned char *values = (unsigned char *)(own + 1);
+    own->function[0] = first;
+    own->function[1] = second;
+    own->future =
+        api.call_async((void *)(uintptr_t)context, own->function, values, parameters,
+                       values + VAL_BYTES * parameters, results, (void **)&own->trap,
+                       (void **)&own->error);
+    return PyLong_FromVoidPtr(own->future);
+}
+
+static bool
+poll_now(head *own)
+{
+    head *previous = polled;
+    polled = own;
+    PyThreadState *thread = PyEval_SaveThread();
+    bool done = api.poll(own->future);
+    PyEval_RestoreThread(thread);
+    polled = previous;
+    if (done) {
+        own->finished = 1;
+    }
+    return done;
+}
+
+static PyObject *
+raise_failure(Fiber *self)
+{
+    PyObject *failure = self->failure;
+    self->failure = NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(failure), failure);
+    Py_DECREF(failure);
+    return NULL;
+}
+
+static PyObject *
+Fiber_poll(Fiber *self, PyObject *unused)
+{
+    PyObject *guarded = PyObject_GetAttr(self->handle, name_guarded);
+    if (guarded == NULL) {
+        return NULL;
+    }
+    self->head->guarded = guarded == Py_True;
+    Py_DECREF(guarded);
+    Py_INCREF(self);
+    bool done = poll_now(self->head);
+    PyObject *result = self->failure != NULL ? raise_failure(self) : PyBool_FromLong(done);
+    Py_DECREF(self);
+    return result;
+}
+
+/*
+ * advance(gate, hosts, variable, call, children, seconds) -> state | (value,) | (None, exception)
+ *
+ * Poll, and answer requests of plain hosts, until something else is to be done or the time is
+ * over. A tuple hands back what a host has returned or raised, for the slow way. `call` is the
+ * value of the context variable while hosts run, `children` the lane of what they start.
+ */
+static PyObject *
+Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 6 || !Py_IS_TYPE(args[0], &Gate_Type) || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "advance(gate, hosts, variable, call, children, seconds)");
+        return NULL;
+    }
+    Gate *gate = (Gate *)args[0];
+    PyObject *hosts = args[1], *call = args[3], *token = NULL, *result = NULL;
+    double end = PyFloat_AsDouble(args[5]);
+    head *own = self->head;
+    if (end == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    end += fine_seconds();
+    own->guarded = gate->guarded;
+    Py_INCREF(self);
+    for (;;) {
+        gate->inside = true;
+        bool done = poll_now(own);
+        gate->inside = false;
+        if (self->failure != NULL) {
+            raise_failure(self);
+            break;
+        }
+        if (done) {
+            result = Py_NewRef(state_done);
+            break;
+        }
+        if (!own->requested || gate->closed) {
+            result = Py_NewRef(state_yielded);
+            break;
+        }
+        PyObject *entry = (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
+                              ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
+                              : NULL;
+        if (entry == NULL || !Py_IS_TYPE(entry, &Host_Type)) {
+            result = Py_NewRef(state_import);
+            break;
+        }
+        Host *host = (Host *)entry;
+        if (token == NULL) {
+            token = PyContextVar_Set(args[2], call);
+            if (token == NULL) {
+                break;
+            }
+        }
+        PyObject *values[MOST_VALUES + 1];
+        Py_ssize_t made = 0;
+        const unsigned char *from = (const unsigned char *)(uintptr_t)own->arguments;
+        while (made < host->parameters) {
+            PyObject *value = decode(host->letters[made], from + VAL_BYTES * made + 8);
+            if (value == NULL) {
+                break;
+            }
+            values[++made] = value;
+        }
+        PyObject *answer = NULL;
+        if (made == host->parameters) {
+            Py_INCREF(host);
+            answer = PyObject_Vectorcall(host->callable, values + 1,
+                                         made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+            Py_DECREF(host);
+        }
+        while (made > 0) {
+            Py_DECREF(values[made--]);
+        }
+        if (answer != NULL && PyErr_CheckSignals() < 0) {
+            Py_CLEAR(answer);
+        }
+        if (answer == NULL) {
+            PyObject *type, *value, *traceback;
+            PyErr_Fetch(&type, &value, &traceback);
+            PyErr_NormalizeException(&type, &value, &traceback);
+            if (traceback != NULL) {
+                PyException_SetTraceback(value, traceback);
+            }
+            result = PyTuple_Pack(2, Py_None, value);
+            Py_XDECREF(type);
+            Py_XDECREF(value);
+            Py_XDECREF(traceback);
+            break;
+        }
+        PyObject *occupied = PyObject_GetAttr(args[4], name_current);
+        if (occupied == NULL) {
+            Py_DECREF(answer);
+            break;
+        }
+        Py_DECREF(occupied);
+        bool plain = occupied == Py_None && !PyCoro_CheckExact(answer) && !gate->closed &&
+                     gate->generation == generation && own->future != NULL;
+        if (plain && host->results == 1) {
+            unsigned char *to = (unsigned char *)(uintptr_t)own->results;
+            char letter = host->letters[MOST_VALUES];
+            plain = encode(letter, answer, to + 8);
+            if (plain) {
+                to[0] = kinds[(unsigned char)letter];
+            }
+        }
+        else if (host->results > 1) {
+            plain = false;
+        }
+        if (!plain) {
+            result = PyTuple_Pack(1, answer);
+            Py_DECREF(answer);
+            break;
+        }
+        Py_DECREF(answer);
+        own->requested = 0;
+        own->flag = 1;
+        if (fine_seconds() >= end) {
+            result = Py_NewRef(state_answered);
+            break;
+        }
+    }
+    if (token != NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (PyContextVar_Reset(args[2], token) < 0) {
+            PyErr_WriteUnraisable(args[2]);
+        }
+        Py_DECREF(token);
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_DECREF(self);
+    return result;
+}
+
+static PyObject *
+Fiber_resume(Fiber *self, PyObject *unused)
+{
+    self->head->requested = 0;
+    self->head->flag = 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Fiber_get_request(Fiber *self, void *unused)
+{
+    head *own = self->head;
+    if (!own->requested) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("KKKK", (unsigned long long)own->host, (unsigned long long)own->arguments,
+                         (unsigned long long)own->results, (unsigned long long)own->trap_out);
+}
+
+static PyObject *
+Fiber_get_address(Fiber *self, void *unused)
+{
+    return PyLong_FromVoidPtr(self->head);
+}
+
+static PyObject *
+Fiber_get_future(Fiber *self, void *unused)
+{
+    return PyLong_FromVoidPtr(self->head->future);
+}
+
+static int
+Fiber_set_future(Fiber *self, PyObject *value, void *unused)
+{
+    void *future = value == NULL ? NULL : PyLong_AsVoidPtr(value);
+    if (future == NULL && PyErr_Occurred()) {
+        return -1;
+    }
+    self->head->future = future;
+    return 0;
+}
+
+static PyObject *
+Fiber_get_finished(Fiber *self, void *unused)
+{
+    return PyBool_FromLong(self->head->finished);
+}
+
+static PyObject *
+Fiber_get_dispatching(Fiber *self, void *unused)
+{
+    return PyBool_FromLong(self->head->dispatching);
+}
+
+static PyObject *
+Fiber_get_object(Fiber *self, void *which)
+{
+    PyObject *value = *(PyObject **)((char *)self + (size_t)which);
+    return Py_NewRef(value == NULL ? Py_None : value);
+}
+
+static int
+Fiber_set_object(Fiber *self, PyObject *value, void *which)
+{
+    PyObject **slot = (PyObject **)((char *)self + (size_t)which);
+    PyObject *old = *slot;
+    *slot = value == NULL || value == Py_None ? NULL : Py_NewRef(value);
+    Py_XDECREF(old);
+    if (slot == &self->child) {
+        self->head->child =
+            self->child != NULL && PyObject_TypeCheck(self->child, &Fiber_Type) ? ((Fiber *)self->child)->head
+                                                                        : NULL;
+    }
+    if (slot == &self->action) {
+        self->head->fiber = self->action == NULL ? NULL : (PyObject *)self;
+    }
+    return 0;
+}
+
+static PyMethodDef Fiber_methods[] = {
+    {"begin_call", (PyCFunction)Fiber_begin_call, METH_VARARGS, NULL},
+    {"poll", (PyCFunction)Fiber_poll, METH_O, NULL},
+    {"advance", (PyCFunction)(void (*)(void))Fiber_advance, METH_FASTCALL, NULL},
+    {"resume", (PyCFunction)Fiber_resume, METH_NOARGS, NULL},
+    {NULL},
+};
+
+#define OBJECT(name) (void *)offsetof(Fiber, name)
+
+static PyGetSetDef Fiber_getset[] = {
+    {"_request", (getter)Fiber_get_request, NULL, NULL, NULL},
+    {"address", (getter)Fiber_get_address, NULL, NULL, NULL},
+    {"future", (getter)Fiber_get_future, (setter)Fiber_set_future, NULL, NULL},
+    {"finished", (getter)Fiber_get_finished, NULL, NULL, NULL},
+    {"dispatching", (getter)Fiber_get_dispatching, NULL, NULL, NULL},
+    {"handle", (getter)Fiber_get_object, NULL, NULL, OBJECT(handle)},
+    {"kept", (getter)Fiber_get_object, NULL, NULL, OBJECT(memory)},
+    {"child", (getter)Fiber_get_object, (setter)Fiber_set_object, NULL, OBJECT(child)},
+    {"action", (getter)Fiber_get_object, (setter)Fiber_set_object, NULL, OBJECT(action)},
+    {"failure", (getter)Fiber_get_object, (setter)Fiber_set_object, NULL, OBJECT(failure)},
+    {NULL},
+};
+
+static PyTypeObject Fiber_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Fiber",
+    .tp_basicsize = sizeof(Fiber),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .tp_new = Fiber_new,
+    .tp_dealloc = (destructor)Fiber_dealloc,
+    .tp_finalize = Fiber_finalize,
+    .tp_traverse = (traverseproc)Fiber_traverse,
+    .tp_clear = (inquiry)Fiber_clear,
+    .tp_as_buffer = &Fiber_buffer,
+    .tp_methods = Fiber_methods,
+    .tp_getset = Fiber_getset,
+    .tp_weaklistoffset = offsetof(Fiber, weakrefs),
+};
+
+/* ---- the module ---- */
+
+static PyObject *
+bind(PyObject *module, PyObject *args)
+{
+    unsigned long long unchecked, poll, call;
+    PyObject *done, *import, *yielded, *answered, *left;
+    if (!PyArg_ParseTuple(args, "KKKOOOOO", &unchecked, &poll, &call, &done, &import, &yielded,
+                          &answered, &left)) {
+        return NULL;
+    }
+    api.call_unchecked = (void *(*)(void *, const void *, void *, size_t, void **))(uintptr_t)unchecked;
+    api.poll = (bool (*)(void *))(uintptr_t)poll;
+    api.call_async = (void *(*)(void *, const void *, const void *, size_t, void *, size_t, void **,
+                                void **))(uintptr_t)call;
+    Py_XSETREF(state_done, Py_NewRef(done));
+    Py_XSETREF(state_import, Py_NewRef(import));
+    Py_XSETREF(state_yielded, Py_NewRef(yielded));
+    Py_XSETREF(state_answered, Py_NewRef(answered));
+    Py_XSETREF(abandoned, Py_NewRef(left));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+forked(PyObject *module, PyObject *unused)
+{
+    generation++;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+import_callback(PyObject *module, PyObject *unused)
+{
+    return PyLong_FromVoidPtr((void *)(uintptr_t)on_import);
+}
+
+static PyMethodDef methods[] = {
+    {"bind", bind, METH_VARARGS, NULL},
+    {"forked", forked, METH_NOARGS, NULL},
+    {"import_callback", import_callback, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static int
+fill(PyObject *module)
+{
+    PyTypeObject *types[] = {&Gate_Type, &Direct_Type, &Callable_Type, &Host_Type,
+                             &Fiber_Type};
+    for (size_t index = 0; index < sizeof(types) / sizeof(types[0]); index++) {
+        if (PyModule_AddType(module, types[index]) < 0) {
+            return -1;
+        }
+    }
+    name_current = PyUnicode_InternFromString("_current");
+    name_guarded = PyUnicode_InternFromString("guarded");
+    if (name_current == NULL || name_guarded == NULL) {
+        return -1;
+    }
+    return PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||
+                   PyModule_AddIntConstant(module, "FUNCTION", offsetof(head, function)) < 0 ||
+                   PyModule_AddIntConstant(module, "MOST_VALUES", MOST_VALUES) < 0
+               ? -1
+               : 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, fill},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "asyncwasm._speedups",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__speedups(void)
+{
+    return PyModuleDef_Init(&definition);
+}
