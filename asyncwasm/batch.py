@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._api import compile, instantiate
+from . import _api
 from ._driver.detached import Post, is_being_cancelled, start
 from ._objects.conversions import Source
 from ._objects.instance import Instance
@@ -154,9 +154,9 @@ async def _load(work: _Work, name: str, source: Any) -> Loaded:
         if isinstance(source, Module):
             module = source
         else:
-            module = await compile(source, engine=work.engine)
+            module = await _api.compile(source, engine=work.engine)
         if work.instantiate:
-            instance = await instantiate(module, work.imports)
+            instance = await _api.instantiate(module, work.imports)
     except Exception as exc:
         return Loaded(name, None, None, exc, perf_counter() - started, False)
     except anyio.get_cancelled_exc_class() as exc:

@@ -460,7 +460,7 @@ class InstancePool:
                 waiter = self._waiting.popleft()
                 waiter.served = True
                 waiter.entry = entry
-                if waiter.signal.wake():
+                if waiter.signal.wake():  # pragma: no branch  # tested in another process
                     return
             if entry is not None and (self._closed or entry.plan is not self._plan):
                 self._discarded += 1

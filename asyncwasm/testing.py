@@ -66,8 +66,9 @@ def manual_ticks(engine: Engine | None = None) -> Iterator[Tick]:
 
     A tick is for the guest that runs, or for the next that does; so ticks may be given before a
     call, or by another task or thread during it. A tick counts as time enough for the slices and
-    for `Store.sync_deadline_seconds` of guests that have imports, 1/128 of a second. A guest
-    that does not end by itself can be stopped by a tick only, or when the block ends.
+    for `Store.sync_deadline_seconds` of guests that have imports, 1/128 of a second; several
+    that pass while a guest calls one import after the other may count as one. A guest that does
+    not end by itself can be stopped by a tick only, or when the block ends.
 
     Args:
         engine: The engine whose clock it is. The default one if omitted.

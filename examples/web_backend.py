@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -117,8 +118,6 @@ app = Starlette(
 
 async def visit(url: str) -> None:
     """Be a client of the service: an honest one first, then three who ask for too much."""
-    import httpx
-
     salt = b"salt"
     modest = {"salt": salt.hex(), "n": 1024, "p": 1}
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -142,11 +141,19 @@ async def visit(url: str) -> None:
 
         with contextlib.suppress(httpx.ReadTimeout):
             await client.post("/scrypt", json=endless, timeout=0.2)
-        async with asyncio.timeout(60):
-            while (seen := (await client.get("/statistics")).json())["pool"]["in_use"]:
-                await asyncio.sleep(0.01)
+        seen = await statistics_at_rest(client)
         print("a client hung up, and its guest was stopped:", seen["outcomes"].get("499") == 1)
         print(f"{seen['pool']['created']} instances, {seen['pool']['discarded']} of them closed")
+
+
+async def statistics_at_rest(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Return the statistics of the service once no instance is in use."""
+    async with asyncio.timeout(60):
+        while True:
+            seen: dict[str, Any] = (await client.get("/statistics")).json()
+            if not seen["pool"]["in_use"]:
+                return seen
+            await asyncio.sleep(0.01)
 
 
 async def main() -> None:

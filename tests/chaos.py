@@ -476,9 +476,7 @@ class World:
             return True
         if isinstance(exc, aw.Interrupted) and self.limited:
             self.counts[exc.reason] += 1
-            self.expect(
-                exc.reason == ("fuel" if self.fuel is not None else "deadline"), repr(exc)
-            )
+            self.expect(exc.reason == ("fuel" if self.fuel is not None else "deadline"), repr(exc))
             if self.fuel is not None:
                 self.store.fuel = self.fuel
             self.read_again()
@@ -508,8 +506,10 @@ class World:
                 self.expect(result[0] is thing, f"hold: {result[0]!r}")
             else:
                 self.expect(result == value, f"{node.kind}: {result}, not {value}")
-        elif node.kind == "guarded" and isinstance(raised, Exception) and not isinstance(
-            raised, aw.Trap
+        elif (
+            node.kind == "guarded"
+            and isinstance(raised, Exception)
+            and not isinstance(raised, aw.Trap)
         ):
             self.expect(exc is None and result == -7, f"guarded: {result}, {exc!r} of {raised!r}")
             self.counter = _wrap(self.counter + 3)

@@ -51,14 +51,18 @@ in_every_colour = pytest.mark.parametrize("colour", ["sync", "immediate", "suspe
 
 @every_loop
 async def test_short_call_finishes_before_anything_else_runs() -> None:
-    """Letting the loop run would cost more than the call."""
+    """Letting the loop run would cost more than the call. Nothing is short on a busy machine."""
     ran: list[int] = []
     exports = guest().exports
-    asyncio.get_running_loop().call_soon(ran.append, 1)
+    for attempt in range(100):
+        asyncio.get_running_loop().call_soon(ran.append, attempt)
 
-    assert await exports.plain.call_async(1) == 2
+        assert await exports.plain.call_async(1) == 2
+        if attempt not in ran:
+            break
+        await asyncio.sleep(0)
 
-    assert ran == []
+    assert attempt not in ran
 
 
 @pytest.mark.parametrize(
@@ -610,6 +614,7 @@ async def test_interleaving_calls_overlap() -> None:
 @every_loop
 async def test_interleaving_calls_that_spin_all_finish() -> None:
     """None finds the store busy because another one runs on a thread."""
+
     def allocate(size: int) -> int:
         return int(made.exports.malloc(size))
 
@@ -668,23 +673,27 @@ async def test_thousand_instances_wait_in_imports_at_once_on_one_thread() -> Non
 @pytest.mark.parametrize("colour", ["sync", "immediate"])
 async def test_others_run_during_a_call_that_makes_many_imports(colour: str) -> None:
     """Neither kind lets the loop run by itself."""
-    turns = 0
-    over = False
+    imports = 0
+
+    def count(value: int) -> int:
+        nonlocal imports
+        imports += 1
+        if imports == 20_000_000:
+            raise AssertionError("nobody else gets to run")
+        return 1
 
     async def take_turns() -> None:
-        nonlocal turns
-        while not over:
-            turns += 1
-            await checkpoint()
+        while turns := 30 if imports < 100_000 else 0:
+            for _ in range(turns):
+                await checkpoint()
 
-    exports = guest(colours(lambda value: value & 1)[colour]).exports
+    exports = guest(colours(count)[colour]).exports
     async with asyncio.TaskGroup() as group:
-        group.create_task(take_turns())
-        total = await exports.sum.call_async(100_000)
-        over = True
+        calling = group.create_task(exports.sum.call_async(2**31))
+        await take_turns()
+        calling.cancel()
 
-    assert total == 50_000
-    assert turns > 20
+    assert imports >= 100_000
 
 
 # instantiation

@@ -33,7 +33,7 @@ import asyncwasm as aw
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 MODULES = EXAMPLES / "modules"
-PROGRAMS = ("quickstart", "imports", "password_hashing")
+PROGRAMS = ("quickstart", "imports", "password_hashing", "process_pool", "web_backend")
 
 
 def run(name: str) -> list[str]:
@@ -102,6 +102,35 @@ def test_password_hashing_agrees_with_hashlib() -> None:
         r" late by \d+\.\d ms \(median\), \d+\.\d ms \(worst\)",
         timings,
     )
+
+
+@pytest.mark.slow
+def test_process_pool_corrects_with_the_module_of_its_parent() -> None:
+    lines = run("process_pool")
+
+    assert lines == [
+        "lighthose: lighthouse",
+        "kepper: keeper",
+        "evning: evening",
+        "wintre: winter",
+        "missd: missed",
+        "ålandd: åland",
+        "found in other processes: True",
+        "with the module from here: True",
+    ]
+
+
+@pytest.mark.slow
+def test_web_backend_answers_and_bounds_its_guests() -> None:
+    lines = run("web_backend")
+
+    assert lines == [
+        "12 of 12 hashes agree with hashlib.scrypt",
+        "422 more memory than a request may have",
+        "504 not done within 2 s",
+        "a client hung up, and its guest was stopped: True",
+        "15 instances, 15 of them closed",
+    ]
 
 
 @pytest.mark.slow

@@ -332,7 +332,7 @@ async def test_failing_start_function_gives_its_place_back() -> None:
         module(STARTER), {"host": {"f": refuse}}, max_instances=1
     ) as pool:
         for _ in range(2):
-            with pytest.raises(ValueError, match="^no$"):
+            with pytest.raises(ValueError, match=r"^no$"):
                 async with pool.acquire():
                     pytest.fail("got an instance")
 
@@ -346,7 +346,7 @@ async def test_failing_callable_gives_its_place_back() -> None:
 
     async with aw.InstancePool(module(STARTER), imports, max_instances=1) as pool:
         for _ in range(2):
-            with pytest.raises(ValueError, match="^no$"):
+            with pytest.raises(ValueError, match=r"^no$"):
                 async with pool.acquire():
                     pytest.fail("got an instance")
 
@@ -368,15 +368,15 @@ async def test_limits_are_per_instance() -> None:
 async def test_tasks_get_their_turns_in_the_order_they_came() -> None:
     got: list[int] = []
     async with counters() as pool, anyio.create_task_group() as group:
+
+        async def wait(number: int) -> None:
+            async with pool.acquire():
+                got.append(number)
+                await checkpoint()
+
         async with pool.acquire():
             for number in range(5):
-
-                async def wait(number: int = number) -> None:
-                    async with pool.acquire():
-                        got.append(number)
-                        await checkpoint()
-
-                group.start_soon(wait)
+                group.start_soon(wait, number)
                 await anyio.wait_all_tasks_blocked()
             assert pool.statistics().waiting == 5
 
@@ -968,7 +968,7 @@ async def test_close_ends_calls_and_makings_now() -> None:
 async def test_pool_left_by_an_exception_closes_at_once() -> None:
     pool = counters(max_instances=2)
     async with anyio.create_task_group() as group:
-        with pytest.raises(KeyError):
+        with pytest.raises(KeyError):  # noqa: PT012
             async with pool:
                 using = Holder(pool, group)
                 await using.has.wait()

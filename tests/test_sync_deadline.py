@@ -32,15 +32,13 @@ def _quiet() -> None:
 
 @pytest.fixture
 def store() -> Iterator[aw.Store]:
-    """Return a store with a short deadline, and an engine of its own that nobody else keeps busy."""
+    """Return a store with a short deadline, and an engine that nobody else keeps busy."""
     with aw.Engine() as engine:
         yield aw.Store(engine=engine, sync_deadline_seconds=SECONDS)
 
 
 def in_store(store: aw.Store, text: str, imports: Any = None) -> aw.Instance:
-    return aw.Instance(
-        aw.Module(aw.wat2wasm(text), engine=store.engine), imports, store=store
-    )
+    return aw.Instance(aw.Module(aw.wat2wasm(text), engine=store.engine), imports, store=store)
 
 
 def interrupted(function: Callable[..., Any], *arguments: Any) -> aw.Interrupted:
@@ -118,7 +116,7 @@ def test_time_in_imports_counts(store: aw.Store) -> None:
 
 def test_nested_call_ends_with_the_outer_one(store: aw.Store) -> None:
     """An import that calls again and again does not get a new deadline each time."""
-    calls = []
+    calls: list[object] = []
 
     def nest(x: int) -> int:
         calls.append(x)
@@ -165,9 +163,7 @@ def test_awaited_calls_have_no_deadline(store: aw.Store) -> None:
 
 
 def test_long_deadline_lets_a_call_finish() -> None:
-    exports = instance(
-        SPIN, store=aw.Store(sync_deadline_seconds=AGES_SECONDS)
-    ).exports
+    exports = instance(SPIN, store=aw.Store(sync_deadline_seconds=AGES_SECONDS)).exports
 
     exports.work(20_000_000)
     assert exports.one() == 1
@@ -193,6 +189,7 @@ def test_clock_stops_after_a_call_that_trapped(store: aw.Store) -> None:
     assert not store.engine.ticker.held
 
 
+@pytest.mark.slow
 def test_deadline_holds_while_python_is_busy(store: aw.Store) -> None:
     """The clock's thread waits for the GIL then, and makes up for the ticks it has missed."""
     exports = in_store(store, SPIN).exports

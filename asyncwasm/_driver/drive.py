@@ -209,4 +209,4 @@ def _take(tickets: list[None]) -> bool:
 
 
 ExportedFunction._drive = staticmethod(call)
-Function._drive = staticmethod(call_host)  # type: ignore[assignment]  # bound by name
+Function._drive = staticmethod(call_host)

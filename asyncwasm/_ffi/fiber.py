@@ -21,14 +21,14 @@ values are made there too (`action`). That is our own code, and shallow; rule 1 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # what `signal` is made of
 import ctypes
 import enum
 import signal
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accelerator import speedups
 from .codec import Row
@@ -292,7 +292,8 @@ if speedups is not None:
     class FastFiber(speedups.Fiber):  # type: ignore[misc]  # no stubs: the class above says it all
         """The same, with memory, polling and callbacks in C."""
 
-        __slots__ = ()
+        if not TYPE_CHECKING:
+            __slots__ = ()
 
         @property
         def memory(self) -> Any:
@@ -321,7 +322,7 @@ if speedups is not None:
             _HEADER.pack_into(self, 0, 0, 0)
             return trap, error
 
-    Fiber = FastFiber  # type: ignore[misc,assignment]
+    Fiber = FastFiber  # type: ignore[misc]
 
 
 # Python frames that `_on_import`, and `_on_poll` with what it calls, take at most.

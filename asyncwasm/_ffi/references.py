@@ -212,12 +212,16 @@ class References:
             lib.wasmtime_anyref_from_raw(context, raw, payload)
             lib.wasmtime_val_unroot(ctypes.addressof(extern))
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Run the native collector, so that `drain` finds what is free. The caller is in the store."""
         # The collector does not see the stacks of suspended fibers.
         if not self._handle.futures:
             error = lib.wasmtime_context_gc(self._handle.context)
             if error:
                 lib.wasmtime_error_delete(error)
+
+    def _collect(self) -> None:
+        self.collect()
         drain()
         self._collect_at = max(_FIRST_COLLECTION, 2 * len(self._values))
 

@@ -46,6 +46,7 @@ class Global(StoreObject):
             type = GlobalType(ValueType(type), bool(mutable))
         if type.value.heap in ("exn", "noexn"):
             raise TypeError(f"values of {type.value} cannot cross to the host")
+        self._kept: Any
         self._setup(type)
         chosen = ambient_or(store)
         if value is None:
@@ -61,7 +62,7 @@ class Global(StoreObject):
         self._concrete = concrete
         self._store = None
         self._extern = None
-        self._kept: Any = None  # the value before the global is bound
+        self._kept = None  # the value before the global is bound
 
     @classmethod
     def _from_extern(

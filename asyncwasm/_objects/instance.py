@@ -10,6 +10,7 @@ import anyio
 from .._binary import Export
 from .._errors import LinkError
 from .._ffi import externs
+from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export
 from .._runtime.config import Limits
 from .._runtime.instantiation import Instantiation, Link
@@ -315,7 +316,7 @@ def _memory(store: Store, extern: externs.Extern, declared: Export, module: Modu
 
 def _concrete(type: Any, module: Module) -> int:
     kinds = concrete_kinds([type], module._artifact.kinds)
-    return kinds[0] if kinds else externs.KIND_ANY
+    return kinds[0] if kinds else KIND_ANY
 
 
 def _table(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._binary import custom_sections
 from .._runtime.artifact import Artifact
-from .._runtime.engine import Engine, default_engine, source_identity
+from .._runtime.engine import Engine, default_engine, engine_for, source_identity
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
 from .builtins import Builtin
@@ -177,10 +177,7 @@ def _check(module: object) -> None:
 def _unpickle(
     cls: type[Module], binary: bytes, config: Any, options: tuple[Any, ...] = ()
 ) -> Module:
-    engine = default_engine()
-    if engine.config != config:
-        engine = Engine(config)
-    return cls._from_artifact(engine.compile_now(binary), CompileOptions(*options))
+    return cls._from_artifact(engine_for(config).compile_now(binary), CompileOptions(*options))
 
 
 def engine_or_default(engine: Engine | None) -> Engine:

@@ -7,7 +7,7 @@ Rule 1: binding is atomic. Whoever binds holds `binding`, and looks again under 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._errors import LinkError
 from .._ffi.externs import Extern
@@ -19,7 +19,8 @@ binding = threading.RLock()
 class StoreObject:
     """An object that lives in a store, or will."""
 
-    __slots__ = ()  # the classes below have them, because one has a base in C
+    if not TYPE_CHECKING:
+        __slots__ = ()  # the classes below have them, because one has a base in C
 
     _store: Store | None
     _extern: Extern | None

@@ -51,12 +51,9 @@ class Table(StoreObject):
         store: Store | None = None,
     ) -> None:
         if isinstance(element, TableType):
-            element, initial, maximum, address = (
-                element.element,
-                element.minimum,
-                element.maximum if maximum is None else maximum,
-                element.address,
-            )
+            given = element
+            element, initial, address = given.element, given.minimum, given.address
+            maximum = given.maximum if maximum is None else maximum
         if initial is _MISSING:
             raise TypeError("expected the initial number of entries")
         kind = ValueType(element)
@@ -70,6 +67,7 @@ class Table(StoreObject):
                 raise RangeError(f"initial of {minimum} is above the maximum of {maximum}")
         if minimum > MAX_ENTRIES:
             raise RangeError(f"initial of {minimum} entries is above the limit of {MAX_ENTRIES}")
+        self._entries: list[Any]
         self._setup(TableType(kind, minimum, maximum, address))
         chosen = ambient_or(store)
         if value is None:
@@ -86,7 +84,7 @@ class Table(StoreObject):
         self._concrete = concrete
         self._store = None
         self._extern = None
-        self._entries: list[Any] = []  # before the table is bound
+        self._entries = []  # before the table is bound
 
     @classmethod
     def _from_extern(

@@ -134,8 +134,12 @@ class Engine:
             raise anyio.ClosedResourceError("the engine has been closed")
 
     def variant(self, fuel: bool) -> Variant:
-        """Return the variant of a store that is made before any module is known."""
-        return Variant(self._config.tier == "baseline" and compiling.has_baseline(), fuel)
+        """
+        Return the variant of a store that is made before any module is known.
+
+        Baseline code can neither use references and tags nor threads; what will join is unknown.
+        """
+        return Variant(False, fuel)
 
     def native(self, variant: Variant) -> Handle:
         """Return the native engine of *variant*."""
@@ -462,6 +466,7 @@ def _refers(info: ModuleInfo) -> bool:
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_by_config: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
 _default: Engine | None = None
 _default_lock = threading.Lock()
 
@@ -478,6 +483,18 @@ def default_engine() -> Engine:
         if _default is None:
             _default = Engine(EngineConfig(cache="default"))
         return _default
+
+
+def engine_for(config: EngineConfig) -> Engine:
+    """Return the default engine, if *config* is its own, or one for all who come with *config*."""
+    engine = default_engine()
+    if engine.config == config:
+        return engine
+    with _default_lock:
+        found = _by_config.get(config)
+        if found is None or found.closed:
+            found = _by_config[config] = Engine(config)
+        return found
 
 
 def _leave_process() -> None:

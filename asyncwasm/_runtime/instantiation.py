@@ -9,11 +9,11 @@ from time import perf_counter
 from .. import _log
 from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
-from .._ffi.fiber import Fiber
+from .._ffi.fiber import DONE, Fiber, State
 from .._ffi.handles import Handle
 from .._ffi.linking import Linker, instantiate_directly
 from .artifact import Artifact
-from .operation import DONE, Operation, State
+from .operation import Operation
 from .store import HostFunction, Store
 
 # What the library says when a guest wants more than a store may hold, and the limit.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import SuspendError, Trap
-from .operation import DONE, IMPORT, HostCall, Operation, current
+from .._ffi.fiber import DONE, IMPORT
+from .operation import HostCall, Operation, current
 
 
 STRETCH_SECONDS = 0.02  # between looks at the deadline; the clock has to be asked for as well

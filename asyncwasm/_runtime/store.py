@@ -166,7 +166,9 @@ class Store:
         self._python_tag: Extern | None = None
         self._near = False
         self._asynchronous = False
+        self._stride = _NEAR
         self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
+        self._raised = False  # whether a Python exception has come out of a guest
         self._disturbed = False
         self._operations: weakref.WeakKeyDictionary[Operation, None] = weakref.WeakKeyDictionary()
         self.root = Lane()
@@ -465,7 +467,13 @@ class Store:
         if not self._near:
             self._near = True
             lib.wasmtime_context_set_epoch_deadline(self._native.context, _NEAR)
-        self.engine.ticker.need()
+        ticker = self.engine.ticker
+        ticker.need()
+        if ticker.stride != self._stride:
+            self._stride = ticker.stride
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(
+                self._native.context, self._stride
+            )
 
     def prepare_direct(self) -> None:
         """
@@ -521,6 +529,10 @@ class Store:
             fiber.delete()
             if values is not None:
                 unroot(*values)
+            if self._raised and not handle.futures:
+                # Else its traceback would keep frames and locals until the collector runs.
+                self._raised = False
+                self.references.collect()
         if handle.closing:
             handle.close()
 
@@ -636,6 +648,7 @@ class Store:
             and tag.key == self._python_tag.key
             and isinstance(fields[0], BaseException)
         ):
+            self._raised = True
             return fields[0]
         return self.exception_maker(self, tag, fields, root)
 

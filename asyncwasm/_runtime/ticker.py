@@ -40,6 +40,8 @@ class Ticker:
         self._ticked = 0.0  # when the last tick was due
         self._manual = 0  # how many have taken the clock into their hands
         self._armed = 0  # ticks made by hand that no guest has seen yet
+        self._unseen = False  # whether a guest that has been polled since may still have to
+        self.stride = 1  # ticks that a guest runs on for after it has yielded
         self._elapsed = 0.0  # by hand
         self.now: Callable[[], float] = perf_counter  # seconds, for slices and deadlines
 
@@ -53,7 +55,7 @@ class Ticker:
         self._needed = True
         if self._parked:
             self._start()
-        if self._armed:
+        if self._manual:
             self._pass_one()
 
     def hold(self, owner: object) -> None:
@@ -95,6 +97,8 @@ class Ticker:
             self._manual -= 1
             if not self._manual:
                 self._armed = 0
+                self._unseen = False
+                self.stride = 1
                 self.now = perf_counter
 
     def tick(self) -> None:
@@ -104,11 +108,17 @@ class Ticker:
             self._increment()  # a guest that runs now comes back, and says `need`
 
     def _pass_one(self) -> None:
+        """Let the guest that is about to be polled see one tick, if there is one."""
         with self._lock:
-            if self._armed:
+            self._unseen = self._armed > 0
+            if self._unseen:
                 self._armed -= 1
                 self._elapsed += _MANUAL_SECONDS
+                # Seen at once, unless the guest has yielded: its deadline is set anew when it
+                # goes on. If the tick was given before it yielded, it does so with stride 0;
+                # if not, the thread ticks until it yields again.
                 self._increment()
+            self.stride = 0 if self._armed else 1
 
     def _manual_now(self) -> float:
         return self._elapsed
@@ -161,7 +171,7 @@ class Ticker:
                     self._ticked += due * TICK_SECONDS
                 else:
                     due, self._ticked = 1, now
-                if not self._manual:
+                if not self._manual or self._unseen:
                     for engine in self._engines:
                         for _ in range(due):
                             increment(engine.pointer)

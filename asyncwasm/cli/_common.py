@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun.removesuffix('y')}ies" if noun[-1] == "y" else f"{number:,} {noun}s"
 
 
-def columns(rows: list[tuple[str, ...]], indent: str = "  ") -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> list[str]:
     """Return lines with the cells of *rows* below each other."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [(indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows]

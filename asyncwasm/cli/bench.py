@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import click
@@ -12,7 +12,7 @@ import click
 from .._api import compile as compile_module
 from .._api import instantiate
 from .._api import validate as is_valid
-from .._runtime.config import EngineConfig
+from .._runtime.config import EngineConfig, Tier
 from .._runtime.engine import Engine
 from ._common import (
     columns,
@@ -38,8 +38,15 @@ _EMPTY = b"\0asm\1\0\0\0"
     metavar="N",
     help="How often.",
 )
+@click.option(
+    "--tier",
+    type=click.Choice(["baseline", "optimized"]),
+    default="optimized",
+    show_default=True,
+    help="Which compiler to measure.",
+)
 @json_option
-def bench(file: str, repeat: int, as_json: bool) -> None:
+def bench(file: str, repeat: int, tier: Literal["baseline", "optimized"], as_json: bool) -> None:
     """
     Measure how long FILE takes to validate, compile and instantiate.
 
@@ -47,7 +54,7 @@ def bench(file: str, repeat: int, as_json: bool) -> None:
     not instantiated.
     """
     binary = read_module(file)
-    seconds = anyio.run(_measure, binary, repeat)
+    seconds = anyio.run(_measure, binary, repeat, tier)
     steps: dict[str, Any] = {
         step: {"median_seconds": statistics.median(taken), "least_seconds": min(taken)}
         if taken
@@ -55,9 +62,11 @@ def bench(file: str, repeat: int, as_json: bool) -> None:
         for step, taken in seconds.items()
     }
     if as_json:
-        write_json({"file": file, "bytes": len(binary), "repeat": repeat, **steps})
+        write_json({"file": file, "bytes": len(binary), "tier": tier, "repeat": repeat, **steps})
         return
-    click.echo(f"{printable(file)}: {counted(len(binary), 'byte')}, median (least) of {repeat}")
+    click.echo(
+        f"{printable(file)}: {counted(len(binary), 'byte')}, {tier}, median (least) of {repeat}"
+    )
     click.echo(
         "\n".join(
             columns(
@@ -76,11 +85,11 @@ def bench(file: str, repeat: int, as_json: bool) -> None:
     )
 
 
-async def _measure(binary: bytes, repeat: int) -> dict[str, list[float]]:
+async def _measure(binary: bytes, repeat: int, tier: Tier) -> dict[str, list[float]]:
     """Return the seconds of each step, once for each repetition."""
     seconds: dict[str, list[float]] = {"validate": [], "compile": [], "instantiate": []}
     for _ in range(repeat):
-        with Engine(EngineConfig()) as engine:
+        with Engine(EngineConfig(tier=tier)) as engine:
             # The first module makes the native engine, which is no part of compiling this one.
             await compile_module(_EMPTY, engine=engine)
             started = perf_counter()

@@ -44,6 +44,7 @@ from ._common import (
 @click.pass_context
 def load(
     ctx: click.Context,
+    *,
     paths: tuple[str, ...],
     concurrency: int | None,
     with_instances: bool,

@@ -56,6 +56,7 @@ _DEFAULTS = ("_start", "main", "run")
 @click.pass_context
 def run(
     ctx: click.Context,
+    *,
     file: str,
     arguments: tuple[str, ...],
     invoke: str | None,

@@ -1,0 +1,709 @@
+"""The artifact cache: what it saves, whom it believes, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import asyncwasm as aw
+from asyncwasm._ffi import compiling
+from asyncwasm._runtime import cache as caches
+from asyncwasm._runtime.source import Identity
+
+from .support import ADD, ROOT, run_script, wasm
+from .test_tiers import large
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and modes")
+needs_baseline = pytest.mark.skipif(
+    not compiling.has_baseline(), reason="no baseline compiler here"
+)
+ANSWER = """(module (func (export "f") (result i32) (i32.const 41)))"""
+
+
+class Events(logging.Handler):
+    """What was logged, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.all.append((record.getMessage().removeprefix("asyncwasm."), vars(record)))
+
+    def names(self) -> list[str]:
+        """Return the names of the cache's events, and forget them."""
+        names = [name for name, _ in self.all if name.startswith("cache_")]
+        self.all.clear()
+        return names
+
+    def reasons(self) -> list[str]:
+        return [str(facts.get("reason")) for name, facts in self.all if "reason" in facts]
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    logger = logging.getLogger("asyncwasm")
+    handler = Events()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(caches, "_evicted", {})
+    aw.configure_sync_guard(action="ignore")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory for a cache, which is not there yet."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def open_place(place: Path) -> Path:
+    """A directory that everybody can write."""
+    place.mkdir()
+    place.chmod(0o777)
+    return place
+
+
+def compiled(directory: Path | str, source: Any = None, **options: Any) -> aw.Module:
+    """Compile in an engine of its own, as another process would."""
+    engine = aw.Engine(aw.EngineConfig(cache=directory, **options))
+    module = aw.Module(wasm(ANSWER) if source is None else source, engine=engine)
+    assert aw.Instance(module).exports
+    return module
+
+
+def only(directory: Path, ending: str) -> Path:
+    (found,) = directory.glob(f"*.{ending}")
+    return found
+
+
+def answer(module: aw.Module) -> int:
+    value: int = aw.Instance(module).exports.f()
+    return value
+
+
+# what it saves
+
+
+def test_second_engine_compiles_nothing(place: Path, events: Events) -> None:
+    first = compiled(place)
+    stored = events.names()
+    second = compiled(place)
+
+    assert stored == ["cache_stored"]
+    assert events.names() == ["cache_hit"]
+    assert (first._artifact.cached, second._artifact.cached) == (False, True)
+    assert answer(second) == 41
+    assert second.exports() == first.exports()
+    assert second.digest == first.digest
+
+
+def test_engine_has_no_cache_unless_asked(events: Events) -> None:
+    aw.Module(wasm(ANSWER), engine=aw.Engine())
+
+    assert events.names() == []
+
+
+async def test_cached_code_is_used_at_once_by_auto(place: Path, events: Events) -> None:
+    binary = large(ANSWER)
+    module = await aw.compile(binary, engine=aw.Engine(aw.EngineConfig(cache=place)))
+    await module.optimized()
+    assert answer(module) == 41
+    events.names()
+
+    again = await aw.compile(binary, engine=aw.Engine(aw.EngineConfig(cache=place)))
+
+    assert again.tier == "optimized"
+    assert events.names() == ["cache_hit"]
+    assert answer(again) == 41
+
+
+@needs_baseline
+def test_baseline_code_is_not_kept(place: Path, events: Events) -> None:
+    compiled(place)
+    events.names()
+
+    assert compiled(place, tier="baseline").tier == "baseline"
+    assert events.names() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_wasm_stack_bytes": 256 << 10}, {"simd": False}, {"wide_arithmetic": True}],
+    ids=["stack", "feature", "more features"],
+)
+def test_other_configuration_is_another_entry(
+    place: Path, events: Events, options: dict[str, Any]
+) -> None:
+    compiled(place)
+    events.names()
+    compiled(place, **options)
+
+    assert events.names() == ["cache_stored"]
+
+
+def test_code_that_counts_fuel_is_another_entry(place: Path, events: Events) -> None:
+    limits = aw.Limits(fuel=1000)
+    aw.Instance(compiled(place), limits=limits)
+    assert events.names() == ["cache_stored", "cache_stored"]
+
+    instance = aw.Instance(compiled(place), limits=limits)
+    instance.exports.f()
+
+    assert events.names() == ["cache_hit", "cache_hit"]
+    assert instance.store.fuel is not None
+    assert instance.store.fuel < 1000
+
+
+def test_module_that_imports_a_name_twice_is_kept_as_it_is_linked(
+    place: Path, events: Events
+) -> None:
+    text = """(module (import "e" "f" (func (result i32))) (import "e" "f" (func (result i64)))
+      (func (export "g") (result i32) (call 0)))"""
+    for _ in range(2):
+        engine = aw.Engine(aw.EngineConfig(cache=place))
+        module = aw.Module(wasm(text), engine=engine)
+        assert aw.Instance(module, {"e": {"f": lambda: 5}}).exports.g() == 5
+
+    assert events.names() == ["cache_stored", "cache_hit"]
+
+
+def test_guests_with_references_are_known_as_such(place: Path) -> None:
+    text = '(module (func (export "f") (param externref) (result externref) (local.get 0)))'
+    found = [compiled(place, wasm(text))._artifact.holds_references for _ in range(2)]
+
+    assert found == [True, True]
+
+
+# files
+
+
+def settled(path: Path, binary: bytes) -> Path:
+    path.write_bytes(binary)
+    return path
+
+
+@pytest.fixture
+def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "_SETTLED_NS", 0)
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_unchanged_file_is_not_hashed_again(place: Path, tmp_path: Path, events: Events) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    events.names()
+    module = compiled(place, source)
+
+    assert events.names() == ["cache_file_unchanged", "cache_hit"]
+    assert module.digest == aw.Module(wasm(ANSWER)).digest
+
+
+@pytest.mark.usefixtures("_no_settling")
+async def test_unchanged_file_is_not_hashed_by_compile(
+    place: Path, tmp_path: Path, events: Events
+) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    for _ in range(2):
+        await aw.compile(source, engine=aw.Engine(aw.EngineConfig(cache=place)))
+
+    assert events.names() == ["cache_stored", "cache_file_unchanged", "cache_hit"]
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_file_with_its_times_put_back_is_hashed(place: Path, tmp_path: Path) -> None:
+    """The time of change cannot be set."""
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    before = source.stat()
+    assert answer(compiled(place, source)) == 41
+    source.write_bytes(wasm(ANSWER.replace("41", "42")))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert source.stat().st_mtime_ns == before.st_mtime_ns
+    assert answer(compiled(place, source)) == 42
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_code_never_meets_a_binary_of_another_shape(
+    place: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even on a file system that says a file has not changed when it has."""
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    same = Identity.of(source.stat())
+    source.write_bytes(wasm(ANSWER.replace("i32", "i64")))
+    monkeypatch.setattr(
+        "asyncwasm._runtime.source.Identity", SimpleNamespace(of=lambda found: same)
+    )
+    events.names()
+    module = compiled(place, source)
+
+    assert events.names() == ["cache_file_unchanged", "cache_stored"]
+    assert module.exports()[0].type == aw.FunctionType([], ["i64"])
+    assert answer(module) == 41
+
+
+def test_file_that_has_just_changed_is_not_remembered(place: Path, tmp_path: Path) -> None:
+    compiled(place, settled(tmp_path / "a.wasm", wasm(ANSWER)))
+
+    assert not list(place.glob("*.file"))
+
+
+# whom it believes: the directory
+
+
+def test_everything_is_readable_for_us_only(place: Path) -> None:
+    old = os.umask(0)
+    try:
+        compiled(place / "deep" / "er")
+    finally:
+        os.umask(old)
+    paths = [place, *place.rglob("*")]
+
+    assert len(paths) == 6
+    assert {stat.S_IMODE(each.stat().st_mode) for each in paths if each.is_dir()} == {0o700}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in paths if each.is_file()} == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o500, 0o1700])
+def test_directory_with_a_wrong_mode_is_not_used(place: Path, events: Events, mode: int) -> None:
+    place.mkdir(0o700)
+    place.chmod(mode)
+    module = compiled(place)
+
+    assert answer(module) == 41
+    assert events.reasons() == [f"{place} has mode {mode:04o}, expected 0700"]
+    assert events.names() == ["cache_unusable"]
+    assert list(place.iterdir()) == []
+    assert stat.S_IMODE(place.stat().st_mode) == mode
+
+
+def test_symbolic_link_is_not_used(place: Path, tmp_path: Path, events: Events) -> None:
+    target = tmp_path / "target"
+    target.mkdir(0o700)
+    place.symlink_to(target)
+    compiled(place)
+
+    assert "symbolic link" in events.reasons()[0]
+    assert events.names() == ["cache_unusable"]
+    assert list(target.iterdir()) == []
+
+
+def test_plain_file_is_not_used(place: Path, events: Events) -> None:
+    place.write_bytes(b"")
+    compiled(place)
+
+    assert "not a directory" in events.reasons()[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_directory_of_somebody_else_is_not_used(place: Path, events: Events) -> None:
+    place.mkdir(0o700)
+    os.chown(place, 12345, -1)
+    compiled(place)
+
+    assert "belongs to user 12345" in events.reasons()[0]
+    assert list(place.iterdir()) == []
+
+
+def test_default_directory_that_others_can_write_is_not_used(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who names a directory can mean one that is shared."""
+    monkeypatch.delenv("ASYNCWASM_CACHE_DIR")
+    shared = tmp_path / "user" / "asyncwasm"
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)
+    compiled("default")
+
+    assert events.names() == ["cache_unusable"]
+
+
+# whom it believes: the key
+
+
+def _replaced(path: Path, make: Callable[[], object]) -> None:
+    path.unlink()
+    make()
+
+
+def _linked(path: Path) -> None:
+    """Move *path* away, and leave a symbolic link."""
+    moved = path.with_name("moved")
+    path.rename(moved)
+    path.symlink_to(moved)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda key: key.chmod(0o644), "mode 0644"),
+        (lambda key: key.write_bytes(b"short"), "5 bytes"),
+        (lambda key: _replaced(key, lambda: key.symlink_to("/dev/zero")), "symbolic link"),
+        (lambda key: _replaced(key, key.mkdir), "plain file"),
+        (lambda key: _replaced(key, lambda: os.mkfifo(key, 0o600)), "plain file"),
+    ],
+    ids=["mode", "size", "link", "directory", "fifo"],
+)
+def test_key_that_does_not_check_out_is_not_used(
+    place: Path, events: Events, damage: Callable[[Path], object], reason: str
+) -> None:
+    compiled(place)
+    damage(place / "key")
+    events.names()
+    events.all.clear()
+    module = compiled(place)
+
+    assert answer(module) == 41
+    assert reason in events.reasons()[0]
+    assert events.names() == ["cache_unusable"]
+
+
+def test_entry_made_with_another_key_is_not_even_looked_for(place: Path, events: Events) -> None:
+    compiled(place)
+    (place / "key").unlink()
+    events.names()
+    compiled(place)
+
+    assert events.names() == ["cache_stored"]
+
+
+# whom it believes: entries
+
+
+def _flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def _times_kept(path: Path, change: Callable[[Path], object]) -> None:
+    before = path.stat()
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _swapped(path: Path) -> None:
+    """Put a copy in the place of *path*."""
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    os.replace(copy, path)
+
+
+def _edited(place: Path) -> None:
+    entry = only(place, "entry")
+    mac, header = entry.read_bytes()[:32], json.loads(entry.read_bytes()[32:])
+    header["holds_references"] = True
+    entry.write_bytes(mac + json.dumps(header).encode())
+
+
+TAMPERING: dict[str, Callable[[Path], object]] = {
+    "header": lambda place: _flip(only(place, "entry"), 100),
+    "mac": lambda place: _flip(only(place, "entry"), 0),
+    "header edited": _edited,
+    "empty header": lambda place: only(place, "entry").write_bytes(b""),
+    "huge header": lambda place: only(place, "entry").write_bytes(bytes(1 << 17)),
+    "header is a link": lambda place: _linked(only(place, "entry")),
+    "code": lambda place: _flip(only(place, "code"), 5000),
+    "code, times put back": lambda place: _times_kept(
+        only(place, "code"), lambda path: _flip(path, 5000)
+    ),
+    "truncated code": lambda place: os.truncate(only(place, "code"), 1000),
+    "longer code": lambda place: _append(only(place, "code")),
+    "missing code": lambda place: only(place, "code").unlink(),
+    "code is a link": lambda place: _linked(only(place, "code")),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERING.values(), ids=TAMPERING.keys())
+def test_tampered_entry_is_deleted_and_compiled_again(
+    place: Path, events: Events, tamper: Callable[[Path], object]
+) -> None:
+    compiled(place)
+    tamper(place)
+    events.names()
+    module = compiled(place)
+
+    assert answer(module) == 41
+    assert events.names() == ["cache_rejected", "cache_stored"]
+    compiled(place)
+    assert events.names() == ["cache_hit"]
+
+
+def test_copied_code_is_not_believed_in_a_directory_of_our_own(
+    place: Path, events: Events
+) -> None:
+    """There, only the very file that was written is."""
+    compiled(place)
+    _swapped(only(place, "code"))
+    events.names()
+    compiled(place)
+
+    assert events.names() == ["cache_rejected", "cache_stored"]
+
+
+@pytest.mark.parametrize("tamper", TAMPERING.values(), ids=TAMPERING.keys())
+def test_tampered_entry_in_a_shared_directory_is_deleted_and_compiled_again(
+    open_place: Path, events: Events, tamper: Callable[[Path], object]
+) -> None:
+    compiled(open_place)
+    tamper(open_place)
+    events.names()
+    module = compiled(open_place)
+
+    assert answer(module) == 41
+    assert events.names() == ["cache_rejected", "cache_stored"]
+
+
+def test_shared_directory_believes_content_and_not_files(open_place: Path, events: Events) -> None:
+    compiled(open_place)
+    _swapped(only(open_place, "code"))
+    events.names()
+    module = compiled(open_place)
+
+    assert events.names() == ["cache_hit"]
+    assert answer(module) == 41
+
+
+def test_key_of_a_shared_directory_is_elsewhere(open_place: Path, tmp_path: Path) -> None:
+    compiled(open_place)
+    key = tmp_path / "user" / "asyncwasm" / "key"
+
+    assert not (open_place / "key").exists()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert key.stat().st_size == 32
+
+
+def test_shared_directory_is_not_used_without_a_private_one(
+    open_place: Path, tmp_path: Path, events: Events
+) -> None:
+    private = tmp_path / "user" / "asyncwasm"
+    private.mkdir(parents=True)
+    private.chmod(0o755)
+    compiled(open_place)
+
+    assert events.names() == ["cache_unusable"]
+    assert list(open_place.iterdir()) == []
+
+
+def test_entry_cannot_be_passed_off_as_another(place: Path, events: Events) -> None:
+    compiled(place)
+    first = only(place, "entry")
+    content = first.read_bytes()
+    compiled(place, wasm(ADD))
+    (second,) = set(place.glob("*.entry")) - {first}
+    second.write_bytes(content)
+    events.names()
+    compiled(place, wasm(ADD))
+
+    assert events.names() == ["cache_rejected", "cache_stored"]
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_tampered_file_index_is_deleted(place: Path, tmp_path: Path, events: Events) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    _flip(only(place, "file"), 60)
+    events.names()
+    compiled(place, source)
+
+    assert events.names() == ["cache_rejected", "cache_hit"]
+
+
+def test_code_the_engine_refuses_is_deleted(
+    place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of a machine with other instructions, in a home directory on a network."""
+    monkeypatch.setattr(compiling, "serialize", lambda module: b"\x7fELF, but not ours")
+    compiled(place)
+    monkeypatch.undo()
+    events.names()
+    module = compiled(place)
+
+    assert answer(module) == 41
+    assert events.names() == ["cache_rejected", "cache_stored"]
+
+
+# size
+
+
+def test_what_was_not_used_for_longest_is_forgotten(place: Path, events: Events) -> None:
+    sources = [wasm(ANSWER.replace("41", str(value))) for value in range(4)]
+    for age, source in enumerate(sources):
+        compiled(place, source)
+        newest = max(place.glob("*.entry"), key=lambda path: path.stat().st_ctime_ns)
+        os.utime(newest, (time.time() - 1000 + age, time.time() - 1000 + age))
+    compiled(place, sources[0])  # used again
+    size = sum(each.stat().st_size for each in place.glob("*.code"))
+    cache = caches.Cache(place, size * 5 // 8, chosen=True)
+    cache.evict()
+    events.names()
+    for source in (sources[0], sources[3], sources[1]):
+        compiled(place, source)
+
+    assert events.names() == ["cache_hit", "cache_hit", "cache_stored"]
+
+
+def test_eviction_happens_once_a_minute(place: Path, events: Events) -> None:
+    compiled(place, wasm(ANSWER.replace("41", "1")))
+    limit = only(place, "code").stat().st_size * 3 // 2
+    for value in range(2, 5):
+        compiled(place, wasm(ANSWER.replace("41", str(value))), cache_bytes=limit)
+
+    assert events.names().count("cache_evicted") == 0
+    caches._evicted.clear()
+    compiled(place, wasm(ANSWER), cache_bytes=limit)
+    assert events.names() == ["cache_stored", "cache_evicted"]
+    assert len(list(place.glob("*.entry"))) == 1
+
+
+def test_code_larger_than_the_cache_is_not_kept(place: Path, events: Events) -> None:
+    compiled(place, cache_bytes=1000)
+
+    assert events.names() == []
+
+
+def test_leftovers_are_removed_and_foreign_files_are_not(place: Path) -> None:
+    compiled(place)
+    code = only(place, "code")
+    name = code.name.split(".")[0]
+    old = time.time() - 7200
+    leftovers = [place / f"tmp-{'0' * 16}", place / f"{'1' * 64}.{'2' * 16}.code"]
+    leftovers += [place / f"{name}.{'3' * 16}.code"]
+    fresh = place / f"tmp-{'4' * 16}"
+    foreign = place / "notes.txt"
+    for path in (*leftovers, fresh, foreign):
+        path.write_bytes(b"x")
+    for path in (*leftovers, foreign):
+        os.utime(path, (old, old))
+    caches.Cache(place, 1 << 30, chosen=True).evict()
+
+    assert [path for path in leftovers if path.exists()] == []
+    assert fresh.exists()
+    assert foreign.exists()
+    assert code.exists()
+    assert (place / "key").exists()
+
+
+# errors are nobody's
+
+
+def test_full_disk_is_no_error_of_the_caller(
+    place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caches.Place, "write", full)
+
+    assert answer(compiled(place)) == 41
+    assert events.names() == ["cache_failed"]
+
+
+def test_no_directory_can_be_made(tmp_path: Path, events: Events) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    assert answer(compiled(tmp_path / "file" / "cache")) == 41
+    assert "cache_failed" in events.names()
+
+
+@pytest.mark.parametrize("cache", [b"bytes", 1, True])
+def test_cache_must_be_a_path(cache: Any) -> None:
+    with pytest.raises(TypeError, match="expected a directory for cache"):
+        aw.EngineConfig(cache=cache)
+
+
+# processes
+
+
+PROCESS = """
+    import logging, pathlib, sys
+    logging.basicConfig(level="DEBUG", stream=sys.stdout, format="%(message)s")
+    import asyncwasm as aw
+    for value in range(8):
+        module = aw.Module(aw.wat2wasm(
+            f'(module (func (export "f") (result i32) (i32.const {value})))'))
+        assert aw.Instance(module).exports.f() == value
+"""
+
+
+def _script(environment: dict[str, str | None]) -> list[str]:
+    variables = {name: value for name, value in environment.items() if value is not None}
+    if "ASYNCWASM_CACHE_DIR" not in variables:
+        variables["ASYNCWASM_CACHE_DIR"] = ""
+    done = run_script(PROCESS, environment=variables)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.split() if "cache_" in line]
+
+
+def test_default_engine_keeps_code_in_the_users_directory(tmp_path: Path) -> None:
+    user = {"XDG_CACHE_HOME": str(tmp_path / "user")}
+
+    assert _script({**user}) == ["asyncwasm.cache_stored"] * 8
+    assert _script({**user}) == ["asyncwasm.cache_hit"] * 8
+    assert (tmp_path / "user" / "asyncwasm" / "key").exists()
+
+
+def test_variable_switches_the_cache_off(tmp_path: Path) -> None:
+    user = {"XDG_CACHE_HOME": str(tmp_path / "user"), "ASYNCWASM_CACHE_DIR": "off"}
+
+    assert _script({**user}) == []
+    assert not (tmp_path / "user").exists()
+
+
+def test_variable_names_another_directory(tmp_path: Path, place: Path) -> None:
+    chosen = {"XDG_CACHE_HOME": str(tmp_path / "user"), "ASYNCWASM_CACHE_DIR": str(place)}
+
+    assert _script({**chosen}) == ["asyncwasm.cache_stored"] * 8
+    assert _script({**chosen}) == ["asyncwasm.cache_hit"] * 8
+    assert not (tmp_path / "user").exists()
+
+
+def test_processes_share_a_directory(place: Path) -> None:
+    """They make the key, store the same entries and evict at the same time."""
+    source = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + "\n".join(
+        line[4:] for line in PROCESS.splitlines()
+    )
+    variables = {**os.environ, "ASYNCWASM_CACHE_DIR": str(place)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", source],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs = [each.communicate(timeout=60)[0] for each in running]
+
+    assert [each.returncode for each in running] == [0, 0, 0], outputs
+    assert not any("rejected" in each or "unusable" in each or "failed" in each for each in outputs)
+    assert len(list(place.glob("*.entry"))) == 8
+    assert not list(place.glob("tmp-*"))

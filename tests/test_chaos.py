@@ -1,0 +1,29 @@
+"""A short run of tests/chaos.py on each loop; the long ones are run by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from .support import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_random_programs_do_what_the_model_does(backend: str) -> None:
+    """In a process of its own, which a crash would end, and where nothing else has leaked."""
+    pytest.importorskip(backend)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "--seconds", "3", "--backend", backend],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "passed" in done.stdout
