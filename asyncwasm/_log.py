@@ -26,8 +26,9 @@ def _is_heard(level: int) -> bool:
 
 def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
     """Emit event *name* with *facts*; units are part of the facts' names."""
-    loaded: Any = sys.modules.get("structlog")
-    configured = loaded is not None and loaded.is_configured()
+    # None also while another thread is in the middle of importing it.
+    is_configured: Any = getattr(sys.modules.get("structlog"), "is_configured", None)
+    configured = is_configured is not None and is_configured()
     if not configured and not _is_heard(level):
         return
     import structlog

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,9 +21,9 @@ import asyncwasm as aw
 from .support import CALLER, instance, module, resident_bytes
 
 PAGE = 65_536
-SMALL_HEAP = aw.Limits(memory_bytes=4 * PAGE)
+SMALL_HEAP = aw.Limits(memory_bytes=PAGE)
 # One host value takes 32 bytes of the heap: more than it has room for.
-TOO_MANY = 20_000
+TOO_MANY = 5_000
 
 IDENTITY = """(module
   (func (export "same") (param externref) (result externref) (local.get 0))
@@ -91,20 +90,6 @@ def test_ten_thousand_instances_in_cycles_keep_memory_flat() -> None:
     assert flat(work)
 
 
-def test_dropped_instance_needs_no_collection() -> None:
-    """Only a cycle of the user's own making has to wait for the collector."""
-    gc.disable()
-    try:
-        one = instance(CALLER, {"host": {"f": abs}})
-        one.exports.call(1)
-        dead = weakref.ref(one), weakref.ref(one.store)
-        del one
-
-        assert [each() for each in dead] == [None, None]
-    finally:
-        gc.enable()
-
-
 def test_function_keeps_what_it_needs() -> None:
     function = instance(CALLER, {"host": {"f": lambda x: x + 1}}).exports.call
     gc.collect()
@@ -147,9 +132,9 @@ def test_failed_instantiation_leaves_nothing() -> None:
     text = '(module (import "m" "f" (func $f)) (start $f))'
 
     def fail(thing: Thing = thing) -> None:
-        raise ValueError
+        raise LookupError
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(LookupError):
         instance(text, {"m": {"f": fail}})
     del fail, thing
     gc.collect()
@@ -162,30 +147,33 @@ def test_failed_instantiation_leaves_nothing() -> None:
 
 @pytest.mark.slow
 def test_externref_round_trips_keep_memory_flat() -> None:
-    """200,000 rather than a million, which takes half a minute; a leak of a byte each shows."""
+    """
+    100,000 of them: a million take half a minute, and show no more than these.
+
+    With the small heap, a reference that is kept shows after 2,047 already; what this adds is
+    memory outside of the heap.
+    """
     same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
-    living = 0
-
-    class Counted:
-        def __init__(self) -> None:
-            nonlocal living
-            living += 1
-
-        def __del__(self) -> None:
-            nonlocal living
-            living -= 1
-
-    most = 0
 
     def work() -> None:
-        nonlocal most
-        for _ in range(100_000):
-            thing = Counted()
+        for _ in range(50_000):
+            thing = Thing()
             assert same(thing) is thing
-            most = max(most, living)
 
     assert flat(work)
-    assert most < TOO_MANY
+
+
+@pytest.mark.slow
+def test_host_values_die_while_their_guest_runs_on() -> None:
+    same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
+    living: weakref.WeakSet[Thing] = weakref.WeakSet()
+
+    for _ in range(TOO_MANY):
+        thing = Thing()
+        living.add(thing)
+        same(thing)
+
+    assert len(living) < TOO_MANY / 2
 
 
 @pytest.mark.slow
@@ -269,9 +257,12 @@ def test_detector_notices_a_leak() -> None:
         (drop (table.grow $t (local.get 0) (i32.const 1)))))"""
     keep = instance(text, limits=SMALL_HEAP).exports.keep
 
-    with pytest.raises(MemoryError):
+    def work() -> None:
         for _ in range(TOO_MANY):
             keep(Thing())
+
+    with pytest.raises(MemoryError):
+        work()
 
 
 # objects of the guest
@@ -291,21 +282,23 @@ def test_guest_objects_that_python_keeps_are_kept() -> None:
     exports = instance(STRUCTS, limits=SMALL_HEAP).exports
     kept: list[aw.GCObject] = []
 
-    with pytest.raises(aw.Trap, match="GC heap out of memory"):
+    def work() -> None:
         while len(kept) < TOO_MANY:
             kept.append(exports.new())
+
+    with pytest.raises(aw.Trap, match="GC heap out of memory"):
+        work()
 
     assert len(set(kept)) == len(kept) > 100
     assert exports.same(kept[0]) is kept[0]
 
 
 def test_guest_object_may_be_dropped_after_its_store() -> None:
-    exports = instance(STRUCTS).exports
+    one = instance(STRUCTS)
+    exports = one.exports
     first, second = exports.new(), exports.new()
-    exports.new.__self__ if hasattr(exports.new, "__self__") else None
-    store = exports._instance.store
-    store.close()
-    del first, exports, store
+    one.close()
+    del one, exports, first
     gc.collect()
 
     assert isinstance(second, aw.GCObject)
@@ -369,8 +362,8 @@ async def test_exception_does_not_keep_frames_alive(how: str, awaited: bool) -> 
         local = Thing()
         try:
             await function.call_async() if awaited else function()
-        except (KeyError, KeyboardInterrupt, aw.Trap) as exc:
-            assert exc.__traceback__ is not None
+        except (KeyError, KeyboardInterrupt, aw.Trap):
+            pass
         return weakref.ref(local)
 
     gc.disable()
@@ -400,6 +393,7 @@ async def test_cancellation_does_not_keep_frames_alive() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     del task
+    await asyncio.sleep(0)  # asyncio itself holds the exception until then
     gc.collect()
 
     assert [each() for each in refs] == [None]
@@ -477,7 +471,6 @@ def test_view_of_a_memory_that_was_linked_later_is_kept() -> None:
     memory.write(0, b"before")
     view = memory.buffer[:]
     one = instance('(module (import "m" "m" (memory 1 2)))', {"m": {"m": memory}})
-    one.exports  # noqa: B018  # linked
     memory.write(0, b"after!")
     del one, memory
     gc.collect()
@@ -502,29 +495,34 @@ def test_view_of_a_shared_memory_outlives_both_of_its_stores() -> None:
 # suspended calls
 
 
-def _suspended() -> tuple[weakref.ref[aw.Instance], weakref.ref[Thing]]:
-    """Leave a call behind that waits for ever, in a cycle with its instance and its task."""
+async def _suspended() -> list[weakref.ref[Any]]:
+    """Leave a task behind that waits for ever for an import of an instance that refers to it."""
     thing = Thing()
+    box: list[Any] = []
+    waiting = asyncio.Event()
 
     async def wait(x: int, thing: Thing = thing) -> int:
-        await asyncio.sleep(0)
-        return await future
+        waiting.set()
+        await asyncio.get_running_loop().create_future()
+        return x + len(box)
 
-    box: list[Any] = [instance(CALLER, {"host": {"f": wait}})]
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[int] = loop.create_future()
-    coroutine = box[0].exports.call.call_async(1)
-    box.append(coroutine)  # the import reaches the call that waits for it
-    wait.__dict__["box"] = box
-    coroutine.send(None)
-    return weakref.ref(box[0]), weakref.ref(thing)
+    box.append(instance(CALLER, {"host": {"f": wait}}))
+    box.append(asyncio.create_task(box[0].exports.call.call_async(1)))
+    await waiting.wait()
+    return [weakref.ref(each) for each in (*box, box[0].store, thing)]
 
 
 async def test_store_in_a_cycle_with_a_suspended_call_is_freed() -> None:
-    dead = [each for _ in range(5) for each in _suspended()]
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: told.append(context["message"])
+    )
+
+    dead = [each for _ in range(5) for each in await _suspended()]
     gc.collect()
 
-    assert [each() for each in dead] == [None] * 10
+    assert [each() for each in dead] == [None] * 20
+    assert told == ["Task was destroyed but it is pending!"] * 5
 
 
 def test_call_that_was_never_awaited_is_freed() -> None:
@@ -539,22 +537,24 @@ def test_call_that_was_never_awaited_is_freed() -> None:
 
 
 async def test_suspended_call_that_is_dropped_leaves_its_store_usable() -> None:
-    event = asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    waiting = asyncio.Event()
 
     async def wait(x: int) -> int:
-        await event.wait()
+        if not waiting.is_set():
+            waiting.set()
+            await asyncio.get_running_loop().create_future()
         return x
 
     one = instance(CALLER, {"host": {"f": wait}})
-    coroutine = one.exports.call.call_async(1)
-    coroutine.send(None)
+    task = asyncio.create_task(one.exports.call.call_async(1))
+    await waiting.wait()
     with pytest.raises(anyio.BusyResourceError):
         one.exports.plain(1)
-    del coroutine
+    del task
     gc.collect()
 
     assert one.exports.plain(1) == 2
-    event.set()
     assert await one.exports.call.call_async(5) == 5
 
 
@@ -566,7 +566,7 @@ async def test_everything_may_be_deleted_in_the_middle_of_a_call(suspends: bool)
     def plain(x: int) -> int:
         box.clear()
         gc.collect()
-        seen.append(sys.getrefcount(box))
+        seen.append(x)
         return x + 1
 
     async def suspending(x: int) -> int:
@@ -580,7 +580,7 @@ async def test_everything_may_be_deleted_in_the_middle_of_a_call(suspends: bool)
     dead = weakref.ref(box["instance"])
 
     assert await box["exports"].sum.call_async(3) == 4 + 3 + 2
-    assert len(seen) == 3
+    assert seen == [3, 2, 1]
     gc.collect()
     assert dead() is None
 
@@ -595,7 +595,7 @@ def test_everything_may_be_deleted_while_its_memory_is_read() -> None:
             gc.collect()
             return 0
 
-    assert box[0].exports.memory.read(Index(), 3) == b"abc"  # type: ignore[arg-type]
+    assert box[0].exports.memory.read(Index(), 3) == b"abc"
 
 
 def test_store_may_be_closed_while_a_value_is_converted() -> None:
@@ -639,7 +639,7 @@ def test_modules_that_are_dropped_keep_memory_flat() -> None:
 
     def work() -> None:
         for _ in range(150):
-            text = f'(func (export "f") (result i32) (i32.const {next(numbers)}))' * 1
+            text = f'(func (export "f") (result i32) (i32.const {next(numbers)}))'
             aw.Module(
                 aw.wat2wasm(f'(module {text} (memory 1) (data (i32.const 0) "{"x" * 4000}"))')
             )

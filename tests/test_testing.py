@@ -147,7 +147,7 @@ def test_suspended_call_is_reported_with_its_place() -> None:
             check.__enter__()
             tasks.start_soon(instance.exports.call.call_async, 1000)
             await anyio.wait_all_tasks_blocked()
-            with pytest.raises(AssertionError, match="- a suspended call: function '0', made at"):
+            with pytest.raises(AssertionError, match="- a suspended call: function '1', made at"):
                 check.__exit__(None, None, None)
             tasks.cancel_scope.cancel()
 

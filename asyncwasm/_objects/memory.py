@@ -150,6 +150,11 @@ class Memory(StoreObject):
             except BufferError:
                 pass  # somebody holds a part of it, which stays readable
 
+    def _store_closed(self) -> None:
+        # The view keeps the native store. Whoever has taken it keeps both; we need not.
+        if not self._type.shared:
+            self._view = None
+
     # reading and writing
 
     @property

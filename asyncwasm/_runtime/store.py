@@ -191,6 +191,10 @@ class Store:
         self._closed = True
         for operation in list(self._operations):
             operation.interrupt("closed")
+        for reference in self.known.valuerefs():
+            store_closed = getattr(reference(), "_store_closed", None)
+            if store_closed is not None:
+                store_closed()
         if self._native is not None:
             self._native.detour = True
             self._native.close()
