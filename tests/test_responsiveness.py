@@ -140,13 +140,13 @@ async def test_heart_beats_while_a_large_module_compiles() -> None:
     source = large_module(1000, b"responsive")
     assert len(source) > 900_000
     async with heartbeat() as heart:
-        before = heart.beats
+        before, started = heart.beats, perf_counter()
         with aw.Engine(aw.EngineConfig(tier="optimized")) as engine:
             compiled = await aw.compile(source, engine=engine)
-        beats = heart.beats - before
+        beats, seconds = heart.beats - before, perf_counter() - started
 
     assert compiled.byte_length == len(source)
-    assert beats >= 20
+    assert beats >= min(20, seconds * 100)
     assert heart.late_seconds < LATE_SECONDS
 
 

@@ -238,7 +238,7 @@ class Engine:
         assert source is not None
         try:
             shape = outline(binary)
-        except CompileError:
+        except ValueError:
             return hashlib.sha256(binary).hexdigest()
         known = cache.find_file(source)
         if known is None or known.outline != shape:
