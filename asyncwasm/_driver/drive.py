@@ -48,6 +48,7 @@ async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
     now = operation.store.engine.ticker.now
+    state: State | tuple[Any, ...] | None = None
     try:
         if not operation.enter():
             await _wait_for_turn(operation)
@@ -80,6 +81,7 @@ async def drive(operation: Operation) -> Any:
             state = operation.advance(SLICE_SECONDS)
         return operation.result()
     finally:
+        state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
 
 

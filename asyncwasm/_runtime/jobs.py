@@ -36,6 +36,7 @@ class Job(Future[T]):
         """Do it, on the thread that calls."""
         if self.set_running_or_notify_cancel():
             self._try()
+        self = None  # type: ignore[assignment]  # an error's traceback would hold what holds it
 
     def _try(self) -> None:
         assert self._make is not None
@@ -48,6 +49,8 @@ class Job(Future[T]):
                 made.add_done_callback(self._take)
             else:
                 self._finish(None, made)
+        finally:
+            self = None  # type: ignore[assignment]  # as above
 
     def _take(self, other: Future[T]) -> None:
         exc = other.exception()
@@ -125,6 +128,7 @@ class Flights(Generic[T]):
         except BaseException as exc:
             self._land(key)
             flight.set_exception(exc)
+            del flight  # an error's traceback would hold what holds it
             raise
         self._land(key)
         flight.set_result(made)
@@ -149,4 +153,7 @@ def waited_for(join: Callable[[], T | Future[T]]) -> T:
         if exc is None:
             return made.result()
         if isinstance(exc, Exception):
-            raise exc
+            try:
+                raise exc
+            finally:
+                del exc, made  # as above

@@ -233,9 +233,12 @@ class Operation:
         """Answer the guest's request with what `advance` has brought back."""
         if len(outcome) == 2:
             exc = outcome[1]
-            if isinstance(exc, Trap) or not isinstance(exc, Exception):
-                raise exc
-            self.throw(exc)
+            try:
+                if isinstance(exc, Trap) or not isinstance(exc, Exception):
+                    raise exc
+                self.throw(exc)
+            finally:
+                del exc, outcome  # its traceback holds this frame
             return
         try:
             self.answer(self.host.checked(outcome[0]))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import SuspendError, Trap
-from .._ffi.fiber import DONE, IMPORT
+from .._ffi.fiber import DONE, IMPORT, State
 from .operation import HostCall, Operation, current
 
 
@@ -22,6 +22,7 @@ def run(operation: Operation) -> Any:
     """
     now = operation.store.engine.ticker.now
     ends = operation.ends = _end(operation, now)
+    state: State | tuple[Any, ...] | None = None
     try:
         operation.enter_now()
         while True:
@@ -40,6 +41,7 @@ def run(operation: Operation) -> Any:
             if ends is not None and now() >= ends:
                 raise operation.store.overdue(operation)
     finally:
+        state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
 
 

@@ -346,9 +346,10 @@ def test_clock_ticks_whenever_somebody_needs_it() -> None:
             ticker.need()
 
     def hold() -> None:
+        owner = object()
         for _ in range(2_000):
-            ticker.hold()
-            ticker.release()
+            ticker.hold(owner)
+            ticker.release(owner)
 
     def close() -> None:
         while not stop.is_set():
@@ -364,7 +365,7 @@ def test_clock_ticks_whenever_somebody_needs_it() -> None:
 
     ticker.need()
     assert ticker.running
-    assert ticker._holds == 0
+    assert not ticker.held
     ticker.close()
 
 
