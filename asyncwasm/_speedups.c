@@ -16,6 +16,7 @@
 #include <time.h>
 
 #if defined(_MSC_VER)
+#include <windows.h>
 #define THREAD_LOCAL __declspec(thread)
 #else
 #define THREAD_LOCAL _Thread_local
@@ -64,6 +65,18 @@ fine_seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+/* a moment, for others to run in */
+static void
+nap(void)
+{
+#if defined(_MSC_VER)
+    Sleep(0);
+#else
+    struct timespec moment = {0, 20000};
+    nanosleep(&moment, NULL);
+#endif
+}
+
 /* ---- Gate: who is inside of a store ---- */
 
 typedef struct {
@@ -87,11 +100,25 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
+/* Wait until nobody is inside; false with an exception if a signal handler has raised one. */
+static bool
+wait_outside(Gate *self)
+{
+    while (self->inside) {
+        Py_BEGIN_ALLOW_THREADS
+        nap();
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static PyObject *
 Gate_enter(Gate *self, PyObject *unused)
 {
-    if (self->inside) {
-        PyErr_SetString(PyExc_RuntimeError, "the store is being used");
+    if (!wait_outside(self)) {
         return NULL;
     }
     self->inside = true;
@@ -910,6 +937,14 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
     own->guarded = gate->guarded;
     Py_INCREF(self);
     for (;;) {
+        /* Another thread may have come in while Python code ran, and may have closed the store. */
+        if (!wait_outside(gate)) {
+            break;
+        }
+        if (gate->closed || gate->generation != generation || own->future == NULL) {
+            result = Py_NewRef(state_yielded);
+            break;
+        }
         gate->inside = true;
         bool done = poll_now(own);
         gate->inside = false;

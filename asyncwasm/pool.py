@@ -27,7 +27,7 @@ from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
 from ._errors import Interrupted, LinkError
 from ._objects.instance import Instance, Preparation, Template
 from ._objects.module import Module
-from ._objects.storeobject import StoreObject
+from ._objects.storeobject import SAME_STORE
 from ._runtime.config import Limits
 from ._runtime.store import Store, ambient
 
@@ -422,7 +422,7 @@ class InstancePool:
             store.close()
             if self._closed and isinstance(exc, Interrupted) and exc.reason == "closed":
                 raise anyio.ClosedResourceError("the pool has been closed") from exc
-            if isinstance(exc, LinkError) and isinstance(exc.actual, StoreObject):
+            if isinstance(exc, LinkError) and exc.expected == SAME_STORE:
                 exc.add_note(
                     "Each instance of a pool has a store of its own: let the callable that "
                     "makes the imports make such objects, too."

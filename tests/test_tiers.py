@@ -459,6 +459,22 @@ def test_threads_end_when_closed_and_finish_what_waits() -> None:
         threads.submit(lambda: None)
 
 
+async def test_failed_compilation_needs_no_collection() -> None:
+    own = engine()
+    gc.collect()
+    gc.disable()
+    before = [each for each in gc.get_objects() if isinstance(each, Future)]
+    try:
+        with pytest.raises(aw.CompileError):
+            await aw.compile(b"nonsense", engine=own)
+        own.compilers.settle(10)
+        after = [each for each in gc.get_objects() if isinstance(each, Future)]
+
+        assert [each for each in after if not any(each is old for old in before)] == []
+    finally:
+        gc.enable()
+
+
 # the same behaviour on both tiers
 
 

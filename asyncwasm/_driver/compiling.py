@@ -46,7 +46,10 @@ async def result_of(job: Future[T]) -> T:
         if isinstance(job, Job):
             job.abandon()
         raise
-    return job.result()
+    try:
+        return job.result()
+    finally:
+        del job  # an error's traceback would hold what holds it
 
 
 async def wait_optimized(module: Module) -> Module:

@@ -70,6 +70,9 @@ class GCObject:
     def __init__(self) -> None:
         raise TypeError("a GCObject is made by a guest, not by calling the class")
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a GCObject cannot be pickled or copied: it belongs to a store")
+
     def __repr__(self) -> str:
         return f"<asyncwasm.GCObject at 0x{id(self):x}>"
 

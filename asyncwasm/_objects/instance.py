@@ -85,6 +85,9 @@ class Exports(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._declared
 
+    def __reduce__(self) -> Any:
+        return self._instance.__reduce__()
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name in self._declared if name.isidentifier())]
 
@@ -277,6 +280,11 @@ class Instance:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an Instance cannot be pickled or copied; pickle its module and instantiate it"
+        )
 
     def __repr__(self) -> str:
         return f"<asyncwasm.Instance of {self._module!r}{' closed' * self._store.closed}>"

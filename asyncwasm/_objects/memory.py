@@ -120,7 +120,7 @@ class Memory(StoreObject):
             raise LinkError(
                 "the shared memory was made for another engine than the store's",
                 expected="a memory of the same engine",
-                actual=self,
+                actual=repr(self),
             )
         store.known["shared", self._shared.identity] = self
         return self._shared.extern()
@@ -337,6 +337,9 @@ class ResizableBuffer:
 
     def __len__(self) -> int:
         return self._memory.byte_length
+
+    def __reduce__(self) -> Any:
+        return self._memory.__reduce__()
 
     @property
     def byte_length(self) -> int:

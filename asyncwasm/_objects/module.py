@@ -168,6 +168,12 @@ class Module:
             tuple(self._options),
         )
 
+    def __copy__(self) -> Module:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: object) -> Module:
+        return self
+
 
 def _check(module: object) -> None:
     if not isinstance(module, Module):

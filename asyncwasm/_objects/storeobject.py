@@ -14,6 +14,7 @@ from .._ffi.externs import Extern
 from .._runtime.store import Store, ambient
 
 binding = threading.RLock()
+SAME_STORE = "an object of the same store"
 
 
 class StoreObject:
@@ -24,6 +25,11 @@ class StoreObject:
 
     _store: Store | None
     _extern: Extern | None
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: it belongs to a store"
+        )
 
     def _make(self, store: Store) -> Extern:
         """Make the native object in *store*, which is bound."""
@@ -64,8 +70,8 @@ def other_store(value: object) -> LinkError:
     return LinkError(
         f"{value!r} lives in another store; make both with the same one: "
         "`with asyncwasm.Store() as store:`, or store=...",
-        expected="an object of the same store",
-        actual=value,
+        expected=SAME_STORE,
+        actual=repr(value),
     )
 
 

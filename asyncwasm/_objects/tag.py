@@ -58,6 +58,12 @@ class Tag(StoreObject):
     def __reduce__(self) -> Any:
         return Tag, (self._type,)
 
+    def __copy__(self) -> Tag:
+        return self  # a tag is its identity
+
+    def __deepcopy__(self, memo: object) -> Tag:
+        return self
+
 
 class _PythonTag(Tag):
     """The tag of Python exceptions: one object, at home in every store."""

@@ -126,6 +126,9 @@ class Engine:
             self.runners.close()
             self.ticker.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an Engine cannot be pickled or copied; pickle its config")
+
     def __repr__(self) -> str:
         return f"<asyncwasm.Engine tier={self._config.tier!r}{' closed' * self._closed}>"
 

@@ -36,7 +36,7 @@ class Job(Future[T]):
         """Do it, on the thread that calls."""
         if self.set_running_or_notify_cancel():
             self._try()
-        self = None  # type: ignore[assignment]  # an error's traceback would hold what holds it
+        del self  # an error's traceback would hold what holds it
 
     def _try(self) -> None:
         assert self._make is not None
@@ -50,7 +50,7 @@ class Job(Future[T]):
             else:
                 self._finish(None, made)
         finally:
-            self = None  # type: ignore[assignment]  # as above
+            del self  # as above
 
     def _take(self, other: Future[T]) -> None:
         exc = other.exception()

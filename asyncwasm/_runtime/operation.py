@@ -165,6 +165,11 @@ class Operation:
         self.lane = self.store.lane(self.outer)
         return self.lane is None or self.lane.take(self)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the operation has the room, and has been inside of the store."""
+        return self.begun and self.lane is not None
+
     def enter_now(self) -> None:
         """Take the room in the store, or raise BusyResourceError."""
         if not self.enter():
@@ -220,14 +225,14 @@ class Operation:
             fiber: Any = self._prepared(handle)
         call = HostCall(self)
         try:
-            state: State | tuple[Any, ...] = fiber.advance(
+            # Never kept in a variable: the frame of what has raised refers to this one.
+            return fiber.advance(  # type: ignore[no-any-return]
                 handle.lock, self.store.plain_hosts, current, call, self.children, seconds
             )
         finally:
             call.active = False
-        if handle.closing:
-            handle.close()
-        return state
+            if handle.closing:
+                handle.close()
 
     def settle(self, outcome: tuple[Any, ...]) -> None:
         """Answer the guest's request with what `advance` has brought back."""

@@ -216,6 +216,9 @@ class Store:
     async def __aexit__(self, *exc_info: object) -> None:
         self.__exit__()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a Store cannot be pickled or copied")
+
     def __repr__(self) -> str:
         return f"<asyncwasm.Store at 0x{id(self):x}{' closed' * self._closed}>"
 
@@ -363,9 +366,16 @@ class Store:
         self._disturbed = True
 
     def ready(self, operation: Operation | None = None) -> StoreHandle:
-        """Return the native store if it can be entered now; the caller takes its lock."""
+        """
+        Return the native store if it can be entered now; the caller takes its lock.
+
+        An operation that has begun waits for the lock: whoever has it came in between two polls,
+        and is soon out.
+        """
         handle = self._native
-        if handle is None or self._closed or handle.lock.locked() or not handle.ours:
+        if handle is None or self._closed or not handle.ours:
+            raise self.unavailable(operation)
+        if handle.lock.locked() and (operation is None or not operation.goes_on):
             raise self.unavailable(operation)
         return handle
 

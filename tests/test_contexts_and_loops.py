@@ -1,0 +1,403 @@
+"""Loops that end with calls in flight, loops on other threads, and one loop after another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+import asyncwasm as aw
+
+from .guests import STARTER, Gate, check_stopped, guest, until, watching_offload
+from .support import module, wasm
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Let asyncio complain about tasks that never ended; nothing else may."""
+    yield
+    gc.collect()
+    complaints = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert {each.getMessage().partition("\n")[0] for each in complaints} <= {
+        "Task was destroyed but it is pending!"
+    }
+
+
+def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    made: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        made["uvloop"] = uvloop.new_event_loop
+    return made
+
+
+on_every_loop = pytest.mark.parametrize("new_loop", loops().values(), ids=loops().keys())
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def abandon(
+    loop: asyncio.AbstractEventLoop,
+    start: Callable[[], Coroutine[Any, Any, Any]],
+    reached: Callable[[], Coroutine[Any, Any, Any]],
+) -> None:
+    """Start a call, and close the loop in the middle of it, with nobody who knows the task."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(start())
+        await reached()
+        del task
+
+    loop.run_until_complete(main())
+    loop.close()
+
+
+def check_usable(made: aw.Instance) -> None:
+    """Check that nothing is left of a call whose loop is gone."""
+    gc.collect()
+    asyncio.run(check_stopped(made))
+
+
+# a loop that ends with calls in flight
+
+
+@on_every_loop
+def test_loop_closed_while_a_call_waits_in_an_import(new_loop: NewLoop) -> None:
+    gate = Gate()
+    made = guest(gate)
+
+    abandon(new_loop(), lambda: made.exports.call.call_async(1), gate.reached.wait)
+
+    check_usable(made)
+    made.close()
+
+
+@on_every_loop
+def test_loop_closed_while_calls_are_queued(new_loop: NewLoop) -> None:
+    gate = Gate()
+    made = guest(gate)
+
+    async def start() -> None:
+        await asyncio.gather(*(made.exports.call.call_async(each) for each in range(3)))
+
+    async def reached() -> None:
+        await until(lambda: len(made.store.root.waiting) == 2)
+
+    abandon(new_loop(), start, reached)
+
+    check_usable(made)
+
+
+@on_every_loop
+def test_loop_closed_while_nested_calls_wait(new_loop: NewLoop) -> None:
+    gate = Gate()
+
+    async def again(value: int) -> int:
+        if value:
+            return int(await made.exports.call.call_async(value - 1))
+        return await gate(value)
+
+    made = guest(again)
+    abandon(new_loop(), lambda: made.exports.call.call_async(2), gate.reached.wait)
+
+    check_usable(made)
+
+
+@on_every_loop
+def test_loop_closed_while_a_guest_spins_inline(new_loop: NewLoop) -> None:
+    called = anyio.Event()
+    made = guest(lambda value: called.set() or value)
+
+    abandon(new_loop(), lambda: made.exports.call_and_spin.call_async(1), called.wait)
+
+    check_usable(made)
+
+
+@on_every_loop
+def test_loop_closed_while_a_guest_spins_on_a_thread(new_loop: NewLoop) -> None:
+    """The thread notices that nobody waits any more, and lets the guest be collected."""
+    made = guest()
+    runners = made.store.engine.runners
+    with watching_offload(made.store.engine) as offload:
+        abandon(new_loop(), made.exports.spin.call_async, offload.happened)
+        asyncio.run(until(lambda: _idle(runners)))
+
+    check_usable(made)
+
+
+def _idle(runners: Any) -> bool:
+    return not runners._running and not runners.waiting
+
+
+@on_every_loop
+def test_loop_closed_during_a_start_function(new_loop: NewLoop) -> None:
+    gate = Gate()
+    store = aw.Store()
+    made = guest(store=store)
+    compiled = module(STARTER)
+
+    abandon(
+        new_loop(),
+        lambda: aw.instantiate(compiled, {"host": {"f": gate}}, store=store),
+        gate.reached.wait,
+    )
+
+    check_usable(made)
+
+
+@on_every_loop
+def test_loop_closed_while_a_module_compiles(new_loop: NewLoop) -> None:
+    started, released = threading.Event(), threading.Event()
+    engine = aw.Engine(aw.EngineConfig(compile_threads=1))
+
+    def hold() -> None:
+        started.set()
+        released.wait()
+
+    engine.compilers.submit(hold)
+    assert started.wait(30)
+    source = wasm('(module (func (export "f") (result i32) (i32.const 9)))')
+    abandon(new_loop(), lambda: aw.compile(source, engine=engine), lambda: asyncio.sleep(0))
+    released.set()
+
+    compiled = asyncio.run(aw.compile(source, engine=engine))
+    assert aw.Instance(compiled).exports.f() == 9
+    engine.close()
+
+
+@on_every_loop
+@pytest.mark.parametrize("spins", [False, True], ids=["waiting", "spinning"])
+def test_store_can_be_closed_after_its_loop(new_loop: NewLoop, spins: bool) -> None:
+    gate = Gate()
+    made = guest(gate)
+    loop = new_loop()
+
+    async def main() -> asyncio.Task[Any]:
+        with watching_offload(made.store.engine) as offload:
+            if spins:
+                task = asyncio.ensure_future(made.exports.spin.call_async())
+                await offload.happened()
+            else:
+                task = asyncio.ensure_future(made.exports.call.call_async(1))
+                await gate.reached.wait()
+        return task
+
+    task = loop.run_until_complete(main())
+    loop.close()
+    made.close()
+
+    with pytest.raises(anyio.ClosedResourceError):
+        made.exports.plain(1)
+    assert not task.done()
+    del task
+
+
+def test_call_of_another_loop_gets_the_turn_when_the_first_loop_is_gone() -> None:
+    """Whether the one before it has ended or is just not there any more."""
+    gate = Gate()
+    made = guest(gate)
+    first = asyncio.new_event_loop()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def main() -> None:
+        tasks.extend(asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3))
+        await until(lambda: len(made.store.root.waiting) == 2)
+
+    first.run_until_complete(main())
+    first.close()
+
+    def end_first() -> None:
+        tasks.pop(0)
+        gc.collect()
+
+    async def other() -> int:
+        queued = asyncio.ensure_future(made.exports.plain.call_async(1))
+        await until(lambda: len(made.store.root.waiting) == 3)
+        end_first()
+        return int(await queued)
+
+    assert asyncio.run(asyncio.wait_for(other(), 30)) == 2
+    assert [task.done() for task in tasks] == [False, False]  # they had a turn, and nobody came
+    tasks.clear()
+    check_usable(made)
+
+
+def test_run_cancels_what_is_left_and_the_store_works() -> None:
+    gate = Gate()
+    made = guest(gate)
+
+    async def main() -> None:
+        for function in (made.exports.spin, made.exports.call):
+            asyncio.ensure_future(function.call_async(*([1] if function.type.parameters else [])))
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+    check_usable(made)
+
+
+def test_coroutine_thrown_away_before_its_first_step_leaves_nothing() -> None:
+    made = guest()
+
+    coroutine = made.exports.plain.call_async(1)
+    coroutine.close()
+
+    check_usable(made)
+
+
+def test_coroutine_closed_by_hand_in_another_context_is_unwound() -> None:
+    """As the collector does: in whatever context it happens to run."""
+    gate = Gate()
+    made = guest(gate)
+
+    async def main() -> None:
+        coroutine = made.exports.call.call_async(1)
+        contextvars.copy_context().run(coroutine.send, None)
+        assert made.store.handle.futures
+        contextvars.copy_context().run(coroutine.close)
+        await check_stopped(made)
+
+    asyncio.run(main())
+
+
+# one loop after another, and on other threads
+
+
+@on_every_loop
+def test_store_can_be_used_from_one_loop_after_another(new_loop: NewLoop) -> None:
+    async def double(value: int) -> int:
+        await asyncio.sleep(0)
+        return value * 2
+
+    made = guest(double)
+
+    for value in range(3):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            assert runner.run(made.exports.call.call_async(value)) == 2 * value
+            assert runner.run(made.exports.call_twice.call_async(value)) == 4 * value
+
+    check_usable(made)
+
+
+def test_instance_made_in_one_loop_is_used_in_a_loop_on_a_thread() -> None:
+    seen: list[int] = []
+
+    async def look(value: int) -> int:
+        await asyncio.sleep(0)
+        seen.append(threading.get_ident())
+        return value
+
+    async def make() -> aw.Instance:
+        return (await aw.instantiate(wasm_of_guest(), {"host": {"f": look}})).instance
+
+    made = asyncio.run(make())
+    results: list[int] = []
+
+    def work() -> None:
+        seen.append(threading.get_ident())
+        results.append(asyncio.run(made.exports.call.call_async(5)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert results == [5]
+    assert seen[0] == seen[1] != threading.get_ident()
+
+
+def wasm_of_guest() -> bytes:
+    from .guests import GUEST
+
+    return wasm(GUEST)
+
+
+def test_loops_on_two_threads_spin_and_wait_independently() -> None:
+    """Signals of one loop never wake the other."""
+    barrier = threading.Barrier(2)
+    results: list[int] = []
+
+    def work() -> None:
+        async def main() -> int:
+            made = guest()
+            view = made.exports.memory.buffer
+            with watching_offload(made.store.engine) as offload:
+                task = asyncio.ensure_future(made.exports.until.call_async())
+                await offload.happened()
+                view[0] = 1
+                return int(await task)
+
+        barrier.wait()
+        with aw.Store(engine=aw.Engine()):
+            pass
+        results.append(asyncio.run(main()))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert results == [1, 1]
+
+
+def test_import_on_another_thread_can_nest_a_sync_call() -> None:
+    """A context that was copied to the thread says on whose behalf it runs."""
+
+    async def work(value: int) -> int:
+        return await asyncio.to_thread(made.exports.malloc, value)
+
+    made = guest(work)
+
+    assert asyncio.run(made.exports.call_twice.call_async(16)) == 1024 + 16
+    check_usable(made)
+
+
+def test_call_of_an_import_that_starts_with_an_empty_context_waits_its_turn() -> None:
+    """Nothing tells then that it is made on behalf of a call, which must not wait for it."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work(value: int) -> int:
+        loop = asyncio.get_running_loop()
+        tasks.append(
+            loop.create_task(made.exports.plain.call_async(value), context=contextvars.Context())
+        )
+        await until(lambda: made.store.root.waiting)
+        return value
+
+    made = guest(work)
+
+    async def main() -> tuple[int, int]:
+        outer = await made.exports.call.call_async(1)
+        return outer, await tasks[0]
+
+    assert asyncio.run(main()) == (1, 2)
+    check_usable(made)
+
+
+def test_host_call_marker_is_gone_after_the_import() -> None:
+    """What an import leaves in the context is the user's only."""
+    before = set(contextvars.copy_context())
+
+    async def main() -> set[object]:
+        async def work(value: int) -> int:
+            await asyncio.sleep(0)
+            return value
+
+        made = guest(work)
+        await made.exports.call.call_async(1)
+        return {
+            variable
+            for variable, value in contextvars.copy_context().items()
+            if value is not None and variable not in before
+        }
+
+    assert asyncio.run(main()) == set()
