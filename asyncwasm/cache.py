@@ -42,7 +42,13 @@ class CacheInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """Say how many compiled modules, and how many bytes of files, were removed."""
+    """
+    Say what was removed.
+
+    Args:
+        entries: Compiled modules.
+        size_bytes: Bytes of files.
+    """
 
     entries: int = 0
     size_bytes: int = 0

@@ -50,7 +50,7 @@ def wat(text: str) -> Module:
 
 
 class Tick(Protocol):
-    """What `manual_ticks` gives: call it to let time pass."""
+    """Let *count* ticks happen: what `manual_ticks` gives."""
 
     def __call__(self, count: int = 1) -> None: ...
 
@@ -76,10 +76,10 @@ def manual_ticks(engine: Engine | None = None) -> Iterator[Tick]:
         A context manager; what it gives lets *count* ticks happen, and may be called on any
         thread.
     Example:
-        >>> async def test_fib_lets_others_run():
-        ...     with asyncwasm.testing.manual_ticks() as tick:
-        ...         tick()
-        ...         await fib.call_async(30)
+        async def test_fib_lets_others_run():
+            with asyncwasm.testing.manual_ticks() as tick:
+                tick()
+                await fib.call_async(30)
     """
     ticker = (engine or default_engine()).ticker
 
@@ -110,9 +110,9 @@ def leak_check() -> Iterator[None]:
     Raises:
         AssertionError: If something is left; the text says what, and where it was made.
     Example:
-        >>> with asyncwasm.testing.leak_check():
-        ...     with asyncwasm.Instance(module) as instance:
-        ...         instance.exports.run()
+        with asyncwasm.testing.leak_check():
+            with asyncwasm.Instance(module) as instance:
+                instance.exports.run()
     """
     check = _Check()
     _Recorder.begin(check)
