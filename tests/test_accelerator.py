@@ -151,9 +151,11 @@ def test_eager_import_that_leaves_a_call_suspended_does_not_corrupt_the_order() 
 def test_nested_call_in_a_store_whose_guests_hold_objects_comes_back() -> None:
     """There the nested fiber is polled by the continuation of the outer one."""
     text = CALLER.replace("(memory", "(type $s (struct)) (memory", 1)
-    exports = instance(
-        text, {"host": {"f": lambda n: exports.call(2) + 1 if n == 1 else n}}
-    ).exports
+
+    def host(value: int) -> Any:
+        return exports.call(2) + 1 if value == 1 else value
+
+    exports: Any = instance(text, {"host": {"f": host}}).exports
 
     assert exports.call(1) == 3
     assert asyncio.run(exports.call.call_async(1)) == 3
