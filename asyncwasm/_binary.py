@@ -515,6 +515,15 @@ def decode(binary: bytes) -> ModuleInfo:
     )
 
 
+def defined_memories(binary: bytes) -> list[MemoryType]:
+    """Return the types of the memories that *binary* defines itself."""
+    for section in _sections(binary):
+        if section.id == _MEMORY:
+            reader = _Reader(binary[section.start : section.end], section.start)
+            return [reader.memory_type() for _ in reader.entries()]
+    return []
+
+
 def custom_sections(binary: bytes, name: str) -> list[bytes]:
     """
     Return the payloads of the custom sections called *name*, in order.

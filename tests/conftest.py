@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["ASYNCWASM_CACHE_DIR"] = "off"  # before the package makes its default engine
 
 import asyncwasm as aw
+
+settings.register_profile("quick", max_examples=20, derandomize=True, deadline=None)
+settings.register_profile("nightly", max_examples=1_000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,6 +67,16 @@ def guest(f: Any = abs, *, engine: aw.Engine | None = None, **options: Any) -> a
     return made
 
 
+def setting(event: anyio.Event) -> Callable[[int], int]:
+    """Return a sync import that sets *event*."""
+
+    def call(value: int) -> int:
+        event.set()
+        return value
+
+    return call
+
+
 class Gate:
     """An async import that waits until it is let through."""
 

@@ -778,6 +778,46 @@ async def test_closing_the_store_ends_a_suspended_call_and_those_behind_it() -> 
     assert gate.seen == [0]
 
 
+@in_every_colour
+async def test_import_that_closes_the_store_ends_the_call(colour: str) -> None:
+    """The guest that waits for the answer is gone, and its memory with it."""
+
+    def close(value: int) -> int:
+        made.close()
+        return value
+
+    made = guest(colours(close)[colour])
+    with pytest.raises(aw.Interrupted) as caught:
+        await made.exports.call.call_async(1)
+
+    assert caught.value.reason == "closed"
+
+
+@in_every_colour
+async def test_result_that_closes_the_store_while_it_is_converted_ends_the_call(
+    colour: str,
+) -> None:
+    class Closing:
+        def __index__(self) -> int:
+            made.close()
+            return 1
+
+    made = guest(colours(lambda _: Closing())[colour])  # type: ignore[arg-type,return-value]
+    with pytest.raises(aw.Interrupted):
+        await made.exports.call.call_async(1)
+
+
+async def test_argument_that_closes_the_store_while_it_is_converted_is_refused() -> None:
+    class Closing:
+        def __index__(self) -> int:
+            made.close()
+            return 1
+
+    made = guest()
+    with pytest.raises(anyio.ClosedResourceError):
+        await made.exports.plain.call_async(Closing())
+
+
 async def test_closing_the_engine_lets_calls_on_threads_finish() -> None:
     """`Engine.close` says that existing stores go on to work."""
     engine = aw.Engine()

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from anyio.lowlevel import checkpoint
 
 import asyncwasm as aw
 
-from .guests import STARTER, Gate, check_stopped, guest, until, watching_offload
+from .guests import STARTER, Gate, check_stopped, guest, setting, until, watching_offload
 from .support import module, wasm
 
 every_loop = pytest.mark.every_loop
@@ -38,7 +38,7 @@ def _collected() -> Iterator[None]:
 class Point:
     """A call, when it has come to where it is to be cancelled, and an instance of its store."""
 
-    call: Callable[[], Awaitable[object]]
+    call: Callable[[], Coroutine[Any, Any, object]]
     reached: Callable[[], Awaitable[object]]
     instance: aw.Instance
 
@@ -52,7 +52,7 @@ Place = Callable[[], AbstractAsyncContextManager[Point]]
 @asynccontextmanager
 async def spinning_inline() -> AsyncIterator[Point]:
     called = anyio.Event()
-    made = guest(lambda value: called.set() or value)
+    made = guest(setting(called))
     yield Point(lambda: made.exports.call_and_spin.call_async(1), called.wait, made)
 
 
@@ -265,34 +265,46 @@ async def by_cancelling_again_while_it_stops(point: Point) -> None:
 
 
 async def by_asyncio_timeout(point: Point) -> None:
-    async def expire() -> None:
+    async def expire(scope: asyncio.Timeout) -> None:
         await point.reached()
-        timeout.reschedule(0)
+        scope.reschedule(0)
 
-    async with asyncio.TaskGroup() as group:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(None) as timeout:
-                group.create_task(expire())
-                await point.call()
-    assert timeout.expired()
+    async def call() -> None:
+        async with asyncio.timeout(None) as scope, asyncio.TaskGroup() as group:
+            group.create_task(expire(scope))
+            await point.call()
+
+    with pytest.raises(TimeoutError):
+        await call()
+    assert _cancelling() == 0
 
 
 async def by_two_asyncio_timeouts(point: Point) -> None:
     """Each has to find its own cancellation, even the one that comes while the call stops."""
 
-    async def expire() -> None:
+    async def expire(*scopes: asyncio.Timeout) -> None:
         await point.reached()
-        inner.reschedule(0)
-        outer.reschedule(0)
+        for scope in scopes:
+            scope.reschedule(0)
 
-    async with asyncio.TaskGroup() as group:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(None) as outer, asyncio.timeout(None) as inner:
-                group.create_task(expire())
-                await point.call()
+    async def call() -> None:
+        async with (
+            asyncio.timeout(None) as outer,
+            asyncio.timeout(None) as inner,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(expire(inner, outer))
+            await point.call()
+
+    with pytest.raises(TimeoutError):
+        await call()
+    assert _cancelling() == 0
+
+
+def _cancelling() -> int:
     task = asyncio.current_task()
     assert task is not None
-    assert task.cancelling() == 0
+    return task.cancelling()
 
 
 async def by_task_group(point: Point) -> None:
@@ -300,12 +312,17 @@ async def by_task_group(point: Point) -> None:
         await point.reached()
         raise LookupError
 
-    with pytest.raises(ExceptionGroup) as caught:
+    tasks: list[asyncio.Task[object]] = []
+
+    async def call() -> None:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(asyncio.wait_for(point.call(), None))
+            tasks.append(group.create_task(point.call()))
             group.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await call()
     assert [type(each) for each in caught.value.exceptions] == [LookupError]
-    assert task.cancelled()
+    assert tasks[0].cancelled()
 
 
 async def by_cancel_scope(point: Point) -> None:
@@ -326,10 +343,14 @@ async def by_move_on_after(point: Point) -> None:
 
 async def by_fail_after(point: Point) -> None:
     async with anyio.create_task_group() as group:
-        with pytest.raises(TimeoutError):
+
+        async def call() -> None:
             with anyio.fail_after(1000) as scope:
                 group.start_soon(_expire, point, scope)
                 await point.call()
+
+        with pytest.raises(TimeoutError):
+            await call()
 
 
 async def by_anyio_task_group(point: Point) -> None:
@@ -507,16 +528,16 @@ async def test_calls_queued_behind_a_cancelled_one_run_in_order() -> None:
 async def test_call_cancelled_when_it_has_just_been_given_its_turn_hands_it_on() -> None:
     gate = Gate()
     made = guest(gate)
-    first, second, third = (
+    first, second, third = [
         asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3)
-    )
+    ]
     await gate.reached.wait()
     await until(lambda: len(made.store.root.waiting) == 2)
     gate.opened.set()
     await until(lambda: len(made.store.root.waiting) == 1)
     second.cancel()
 
-    assert await asyncio.gather(first, third) == [0, 2]
+    assert (await first, await third) == (0, 2)
     with pytest.raises(asyncio.CancelledError):
         await second
     assert gate.seen == [0, 2]

@@ -8,14 +8,15 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 
 import asyncwasm as aw
 
-from .guests import STARTER, Gate, check_stopped, guest, until, watching_offload
+from .guests import STARTER, Gate, check_stopped, guest, setting, until, watching_offload
 from .support import module, wasm
 
 
@@ -49,42 +50,46 @@ def abandon(
     loop: asyncio.AbstractEventLoop,
     start: Callable[[], Coroutine[Any, Any, Any]],
     reached: Callable[[], Coroutine[Any, Any, Any]],
-) -> None:
-    """Start a call, and close the loop in the middle of it, with nobody who knows the task."""
+) -> asyncio.Task[Any]:
+    """Start a call, close the loop in the middle of it, and return its task."""
 
-    async def main() -> None:
+    async def main() -> asyncio.Task[Any]:
         task = asyncio.ensure_future(start())
         await reached()
-        del task
+        return task
 
-    loop.run_until_complete(main())
+    task = loop.run_until_complete(main())
     loop.close()
+    return task
 
 
 def check_usable(made: aw.Instance) -> None:
-    """Check that nothing is left of a call whose loop is gone."""
-    gc.collect()
+    """Check that the next call puts out what is left of one whose loop is gone."""
+    assert made.exports.plain(1) == 2
     asyncio.run(check_stopped(made))
 
 
 # a loop that ends with calls in flight
 
 
-@on_every_loop
-def test_loop_closed_while_a_call_waits_in_an_import(new_loop: NewLoop) -> None:
+class Case(NamedTuple):
+    """A call, how to tell that it has come far enough, and an instance of its store."""
+
+    start: Callable[[], Coroutine[Any, Any, Any]]
+    reached: Callable[[], Coroutine[Any, Any, Any]]
+    instance: aw.Instance
+
+
+@contextmanager
+def waiting_in_an_import() -> Iterator[Case]:
     gate = Gate()
     made = guest(gate)
-
-    abandon(new_loop(), lambda: made.exports.call.call_async(1), gate.reached.wait)
-
-    check_usable(made)
-    made.close()
+    yield Case(lambda: made.exports.call.call_async(1), gate.reached.wait, made)
 
 
-@on_every_loop
-def test_loop_closed_while_calls_are_queued(new_loop: NewLoop) -> None:
-    gate = Gate()
-    made = guest(gate)
+@contextmanager
+def queued() -> Iterator[Case]:
+    made = guest(Gate())
 
     async def start() -> None:
         await asyncio.gather(*(made.exports.call.call_async(each) for each in range(3)))
@@ -92,13 +97,11 @@ def test_loop_closed_while_calls_are_queued(new_loop: NewLoop) -> None:
     async def reached() -> None:
         await until(lambda: len(made.store.root.waiting) == 2)
 
-    abandon(new_loop(), start, reached)
-
-    check_usable(made)
+    yield Case(start, reached, made)
 
 
-@on_every_loop
-def test_loop_closed_while_nested_calls_wait(new_loop: NewLoop) -> None:
+@contextmanager
+def nested() -> Iterator[Case]:
     gate = Gate()
 
     async def again(value: int) -> int:
@@ -107,50 +110,93 @@ def test_loop_closed_while_nested_calls_wait(new_loop: NewLoop) -> None:
         return await gate(value)
 
     made = guest(again)
-    abandon(new_loop(), lambda: made.exports.call.call_async(2), gate.reached.wait)
-
-    check_usable(made)
+    yield Case(lambda: made.exports.call.call_async(2), gate.reached.wait, made)
 
 
-@on_every_loop
-def test_loop_closed_while_a_guest_spins_inline(new_loop: NewLoop) -> None:
+@contextmanager
+def nested_beside_its_import() -> Iterator[Case]:
+    """In a task of its own, which may be collected in any order."""
+    gate = Gate()
+
+    async def start(value: int) -> int:
+        if value:
+            return int(await asyncio.ensure_future(made.exports.call.call_async(value - 1)))
+        return await gate(value)
+
+    made = guest(start)
+    yield Case(lambda: made.exports.call.call_async(2), gate.reached.wait, made)
+
+
+@contextmanager
+def spinning_inline() -> Iterator[Case]:
     called = anyio.Event()
-    made = guest(lambda value: called.set() or value)
-
-    abandon(new_loop(), lambda: made.exports.call_and_spin.call_async(1), called.wait)
-
-    check_usable(made)
+    made = guest(setting(called))
+    yield Case(lambda: made.exports.call_and_spin.call_async(1), called.wait, made)
 
 
-@on_every_loop
-def test_loop_closed_while_a_guest_spins_on_a_thread(new_loop: NewLoop) -> None:
-    """The thread notices that nobody waits any more, and lets the guest be collected."""
+@contextmanager
+def spinning_on_a_thread() -> Iterator[Case]:
     made = guest()
     runners = made.store.engine.runners
     with watching_offload(made.store.engine) as offload:
-        abandon(new_loop(), made.exports.spin.call_async, offload.happened)
-        asyncio.run(until(lambda: _idle(runners)))
+        yield Case(made.exports.spin.call_async, offload.happened, made)
+        # The thread notices that nobody waits any more.
+        asyncio.run(until(lambda: not runners._running and not runners.waiting))
 
-    check_usable(made)
+
+@contextmanager
+def in_a_start_function() -> Iterator[Case]:
+    gate = Gate()
+    store = aw.Store()
+    yield Case(
+        lambda: aw.instantiate(module(STARTER), {"host": {"f": gate}}, store=store),
+        gate.reached.wait,
+        guest(store=store),
+    )
 
 
-def _idle(runners: Any) -> bool:
-    return not runners._running and not runners.waiting
+CASES = [
+    waiting_in_an_import,
+    queued,
+    nested,
+    nested_beside_its_import,
+    spinning_inline,
+    spinning_on_a_thread,
+    in_a_start_function,
+]
 
 
 @on_every_loop
-def test_loop_closed_during_a_start_function(new_loop: NewLoop) -> None:
-    gate = Gate()
-    store = aw.Store()
-    made = guest(store=store)
-    compiled = module(STARTER)
+@pytest.mark.parametrize("kept", [False, True], ids=["collected", "kept"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_store_works_after_its_loop_was_closed_in_the_middle_of_a_call(
+    case: Callable[[], AbstractContextManager[Case]], new_loop: NewLoop, kept: bool
+) -> None:
+    with case() as (start, reached, made):
+        tasks = [abandon(new_loop(), start, reached)]
+        if not kept:
+            tasks.clear()
+            gc.collect()
 
-    abandon(
-        new_loop(),
-        lambda: aw.instantiate(compiled, {"host": {"f": gate}}, store=store),
-        gate.reached.wait,
-    )
+    check_usable(made)
+    assert all(not task.done() for task in tasks)
+    made.store.close()
 
+
+@on_every_loop
+def test_collected_call_is_unwound_by_that_alone(new_loop: NewLoop) -> None:
+    reached = anyio.Event()
+
+    async def wait(value: int) -> int:
+        reached.set()
+        await asyncio.Event().wait()
+        return value
+
+    made = guest(wait)
+    abandon(new_loop(), lambda: made.exports.call.call_async(1), reached.wait)
+    gc.collect()
+
+    assert not made.store.handle.futures
     check_usable(made)
 
 
@@ -184,10 +230,10 @@ def test_store_can_be_closed_after_its_loop(new_loop: NewLoop, spins: bool) -> N
     async def main() -> asyncio.Task[Any]:
         with watching_offload(made.store.engine) as offload:
             if spins:
-                task = asyncio.ensure_future(made.exports.spin.call_async())
+                task = asyncio.create_task(made.exports.spin.call_async())
                 await offload.happened()
             else:
-                task = asyncio.ensure_future(made.exports.call.call_async(1))
+                task = asyncio.create_task(made.exports.call.call_async(1))
                 await gate.reached.wait()
         return task
 
@@ -201,47 +247,43 @@ def test_store_can_be_closed_after_its_loop(new_loop: NewLoop, spins: bool) -> N
     del task
 
 
-def test_call_of_another_loop_gets_the_turn_when_the_first_loop_is_gone() -> None:
-    """Whether the one before it has ended or is just not there any more."""
-    gate = Gate()
-    made = guest(gate)
+@pytest.mark.parametrize("kept", [False, True], ids=["collected", "kept"])
+def test_call_of_another_loop_gets_the_turn_when_the_first_loop_is_gone(kept: bool) -> None:
+    """Those before it in the line are not there any more, or have nobody who wakes them."""
+    made = guest(Gate())
     first = asyncio.new_event_loop()
-    tasks: list[asyncio.Task[Any]] = []
 
-    async def main() -> None:
-        tasks.extend(asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3))
+    async def main() -> list[asyncio.Task[Any]]:
+        tasks = [asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3)]
         await until(lambda: len(made.store.root.waiting) == 2)
+        return tasks
 
-    first.run_until_complete(main())
+    tasks = first.run_until_complete(main())
     first.close()
-
-    def end_first() -> None:
-        tasks.pop(0)
+    if not kept:
+        tasks.clear()
         gc.collect()
 
-    async def other() -> int:
-        queued = asyncio.ensure_future(made.exports.plain.call_async(1))
-        await until(lambda: len(made.store.root.waiting) == 3)
-        end_first()
-        return int(await queued)
+    async def other() -> list[Any]:
+        return await asyncio.gather(*(made.exports.plain.call_async(each) for each in range(2)))
 
-    assert asyncio.run(asyncio.wait_for(other(), 30)) == 2
-    assert [task.done() for task in tasks] == [False, False]  # they had a turn, and nobody came
-    tasks.clear()
+    assert asyncio.run(asyncio.wait_for(other(), 30)) == [1, 2]
+    assert all(not task.done() for task in tasks)
     check_usable(made)
 
 
 def test_run_cancels_what_is_left_and_the_store_works() -> None:
-    gate = Gate()
-    made = guest(gate)
+    made = guest(Gate())
+    left: list[asyncio.Future[Any]] = []
 
     async def main() -> None:
-        for function in (made.exports.spin, made.exports.call):
-            asyncio.ensure_future(function.call_async(*([1] if function.type.parameters else [])))
+        left.append(asyncio.ensure_future(made.exports.spin.call_async()))
+        left.append(asyncio.ensure_future(made.exports.call.call_async(1)))
         await asyncio.sleep(0)
 
     asyncio.run(main())
 
+    assert [task.cancelled() for task in left] == [True, True]
     check_usable(made)
 
 
@@ -325,20 +367,18 @@ def test_loops_on_two_threads_spin_and_wait_independently() -> None:
     barrier = threading.Barrier(2)
     results: list[int] = []
 
-    def work() -> None:
-        async def main() -> int:
-            made = guest()
-            view = made.exports.memory.buffer
-            with watching_offload(made.store.engine) as offload:
-                task = asyncio.ensure_future(made.exports.until.call_async())
-                await offload.happened()
-                view[0] = 1
-                return int(await task)
+    async def main(made: aw.Instance, view: memoryview) -> int:
+        with watching_offload(made.store.engine) as offload:
+            task = asyncio.ensure_future(made.exports.until.call_async())
+            await offload.happened()
+            view[0] = 1
+            return int(await task)
 
-        barrier.wait()
-        with aw.Store(engine=aw.Engine()):
-            pass
-        results.append(asyncio.run(main()))
+    def work() -> None:
+        with aw.Engine() as engine:
+            made = guest(engine=engine)
+            barrier.wait()
+            results.append(asyncio.run(main(made, made.exports.memory.buffer)))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:

@@ -36,7 +36,10 @@ def _importable(module: str) -> bool:
     return True
 
 
-MODULES = ["asyncwasm", *filter(_importable, (f"asyncwasm.{name}" for name in FACES if name != "cli"))]
+MODULES = [
+    "asyncwasm",
+    *filter(_importable, (f"asyncwasm.{name}" for name in FACES if name != "cli")),
+]
 in_every_module = pytest.mark.parametrize("module", MODULES)
 
 # What the JS API's documents describe by an algorithm, an interface or a dictionary.

@@ -18,7 +18,7 @@ import pytest
 
 import asyncwasm as aw
 
-from .support import CALLER, instance, module, resident_bytes
+from .support import ADD, CALLER, instance, module, resident_bytes
 
 PAGE = 65_536
 SMALL_HEAP = aw.Limits(memory_bytes=PAGE)
@@ -39,6 +39,10 @@ THROWER = """(module
   (func (export "call") (call $f))
   (func (export "trap") unreachable)
   (func (export "catch") (block $b (try_table (catch_all $b) (call $f)))))"""
+
+
+PLAIN_THROWER = """(module (tag $e) (func (export "throw") (throw $e))
+  (func (export "one") (result i32) (i32.const 1)))"""
 
 
 class Thing:
@@ -149,7 +153,7 @@ def test_failed_instantiation_leaves_nothing() -> None:
 @pytest.mark.slow
 def test_externref_round_trips_keep_memory_flat() -> None:
     """
-    100,000 of them: a million take half a minute, and show no more than these.
+    200,000 of them: a million take half a minute, and show no more than these.
 
     With the small heap, a reference that is kept shows after 2,047 already; what this adds is
     memory outside of the heap.
@@ -157,7 +161,7 @@ def test_externref_round_trips_keep_memory_flat() -> None:
     same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
 
     def work() -> None:
-        for _ in range(50_000):
+        for _ in range(100_000):
             thing = Thing()
             assert same(thing) is thing
 
@@ -333,6 +337,30 @@ def test_python_exceptions_that_pass_through_a_guest_are_freed(name: str) -> Non
             call()
         except KeyError:
             assert name == "call"
+
+
+@pytest.mark.parametrize("name", ["throw", "call"])
+async def test_store_works_on_in_every_way_after_an_exception(name: str) -> None:
+    """Taking an exception out of a store needs a fiber, which changes what the store demands."""
+
+    def fail() -> None:
+        raise KeyError
+
+    store = aw.Store()
+    exports = instance(THROWER, {"host": {"f": fail}}, store=store).exports
+    alone = instance(PLAIN_THROWER, store=store).exports
+    for _ in range(3):
+        for function in (exports[name], alone.throw):
+            arguments = [Thing()] * len(function.type.parameters)
+            with pytest.raises((aw.WasmException, KeyError)):
+                function(*arguments)
+            with pytest.raises((aw.WasmException, KeyError)):
+                await function.call_async(*arguments)
+
+        assert instance(ADD, store=store).exports.add(1, 2) == 3
+        awaited = await aw.instantiate(module(ADD), store=store)
+        assert await awaited.exports.add.call_async(1, 2) == 3
+        assert alone.one() == await alone.one.call_async() == 1
 
 
 def test_wasm_exception_keeps_its_payload_and_nothing_else_does() -> None:

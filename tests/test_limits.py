@@ -114,14 +114,30 @@ async def test_awaited_guest_sees_minus_one_too(engine: aw.Engine) -> None:
     assert await instance.exports.grow.call_async(1) == -1
 
 
-@pytest.mark.xfail(strict=True, reason="the library holds no shared memory to a store's limits")
-def test_shared_memory_is_held_to_the_limit() -> None:
-    text = """(module (memory 1 100 shared)
-      (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))"""
-    limits = aw.Limits(memory_bytes=2 * PAGE)
-    grow = aw.Instance(compiled(text, ENGINES["optimized"]), limits=limits).exports.grow
+@pytest.mark.parametrize("count", [1, 2])
+def test_module_with_a_shared_memory_that_can_grow_too_far_is_refused(count: int) -> None:
+    """The library holds shared memories to no store's limits."""
+    text = f"(module {'(memory 1)' * (count - 1)} (memory 1 100 shared))"
+    module = compiled(text, ENGINES["optimized"])
 
-    assert grow(50) == -1
+    with pytest.raises(aw.RangeError, match=r"6553600 bytes.*Limits\(memory_bytes=6553599\)"):
+        aw.Instance(module, limits=aw.Limits(memory_bytes=100 * PAGE - 1))
+
+    aw.Instance(module, limits=aw.Limits(memory_bytes=100 * PAGE))
+    aw.Instance(module)
+
+
+def test_shared_memory_of_the_host_is_the_hosts_to_size() -> None:
+    text = """(module (import "m" "m" (memory 1 100 shared))
+      (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))"""
+    memory = aw.Memory(1, 100, shared=True)
+    guest = aw.Instance(
+        compiled(text, ENGINES["optimized"]),
+        {"m": {"m": memory}},
+        limits=aw.Limits(memory_bytes=PAGE),
+    )
+
+    assert guest.exports.grow(99) == 1
 
 
 START = "(func $start) (start $start)"

@@ -21,7 +21,7 @@ from .._errors import Trap
 from .._objects.function import ExportedFunction, Function
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, State
 from .._runtime.operation import HostCall, Operation, current
-from .signal import AsyncioSignal, TrioSignal, new_signal
+from .signal import AsyncioSignal, TrioSignal, new_signal, closable_loop
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -55,6 +55,8 @@ async def drive(operation: Operation) -> Any:
         started = now()
         slices = 0
         state = operation.advance(SLICE_SECONDS)
+        if state is not DONE:
+            operation.loop = closable_loop()
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if isinstance(state, tuple):
@@ -96,6 +98,7 @@ async def _wait_for_turn(operation: Operation) -> None:
     """Wait in line; on return the operation has the room."""
     lane = operation.lane
     assert lane is not None
+    operation.loop = closable_loop()
     signal = new_signal()
     if lane.take(operation, signal):
         return

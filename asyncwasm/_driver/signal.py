@@ -126,3 +126,10 @@ def running_loop() -> object:
     if in_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
     return asyncio.get_running_loop()
+
+
+def closable_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running loop of asyncio; trio's ends after its tasks, and does not count."""
+    loaded: Any = sys.modules.get("asyncio")
+    loop: asyncio.AbstractEventLoop | None = loaded and loaded._get_running_loop()
+    return loop

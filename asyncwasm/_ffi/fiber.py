@@ -64,9 +64,9 @@ class Request(NamedTuple):
         """Return the arguments, all numbers."""
         return row.unpack((ctypes.c_ubyte * row.val_bytes).from_address(self.arguments))
 
-    def pack(self, row: Row, values: Sequence[Any]) -> None:
-        """Write the results, all numbers."""
-        row.pack((ctypes.c_ubyte * row.val_bytes).from_address(self.results), 0, values)
+    def write(self, results: bytes | bytearray) -> None:
+        """Write the results, packed already: converting runs code that may close the store."""
+        ctypes.memmove(self.results, bytes(results), len(results))
 
     def fail(self, trap: int) -> None:
         """Hand over the trap that ends the request."""
@@ -327,6 +327,7 @@ if speedups is not None:
 
 # Python frames that `_on_import`, and `_on_poll` with what it calls, take at most.
 IMPORT_FRAMES = 9
+LEAVE_FRAMES = 20  # and those that letting go takes, which must not fail half-way
 STEP_FRAMES = 24
 
 

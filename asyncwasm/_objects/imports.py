@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._binary import Import
-from .._errors import LinkError
+from .._errors import LinkError, RangeError
 from .._ffi.externs import Extern
 from .._runtime.artifact import Artifact
+from .._runtime.config import Limits
 from .._runtime.store import HostFunction, Store
 from .._types import (
     FunctionType,
@@ -221,12 +222,12 @@ def _is_bound(value: Any) -> bool:
 
 
 def choose_store(
-    artifact: Artifact, values: Sequence[Any], explicit: Store | None, make: Any
+    artifact: Artifact, values: Sequence[Any], explicit: Store | None, limits: Limits | None
 ) -> tuple[Store, bool]:
     """
     Return the store for an instance with these imports, and whether it is the instance's own.
 
-    Objects that are not bound yet are bound to it, all at once.
+    Objects that are not bound yet are bound to it: all at once, or none if one cannot be.
     """
     objects = [value for value in values if isinstance(value, StoreObject)]
     with binding:
@@ -243,7 +244,23 @@ def choose_store(
                 raise error
         owned = store is None
         if store is None:
-            store = make()
+            store = Store(engine=artifact.engine, limits=limits)
+        elif limits is not None and limits != store.limits:
+            raise LinkError(
+                "limits belong to a store, and the instance joins one that has others; "
+                "give them to Store(limits=...)",
+                expected=store.limits,
+                actual=limits,
+            )
+        most = store.limits.memory_bytes
+        if most is not None and artifact.shared_bytes > most:
+            raise RangeError(  # the library would let it grow
+                f"a shared memory of the module can grow to {artifact.shared_bytes} bytes; "
+                f"the store has Limits(memory_bytes={most})"
+            )
+        for value in objects:
+            if value._store is None:
+                value._check_limits(store.limits)
         store.bind(artifact.engine, artifact)
         for value in objects:
             value._bind(store)

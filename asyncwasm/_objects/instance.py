@@ -8,7 +8,6 @@ from typing import Any
 import anyio
 
 from .._binary import Export
-from .._errors import LinkError
 from .._ffi import externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export
@@ -137,19 +136,9 @@ class Preparation:
         else:
             values = template.values
 
-        def make() -> Store:
-            return Store(engine=artifact.engine, limits=limits)
-
         self.module = module
         self.shared = any(isinstance(value, StoreObject) for value in values)
-        self.store, self.owned = choose_store(artifact, values, explicit, make)
-        if limits is not None and not self.owned and limits != self.store.limits:
-            raise LinkError(
-                "limits belong to a store, and the instance joins one that has others; "
-                "give them to Store(limits=...)",
-                expected=self.store.limits,
-                actual=limits,
-            )
+        self.store, self.owned = choose_store(artifact, values, explicit, limits)
         self.operation = Instantiation(
             self.store,
             artifact,

@@ -16,6 +16,7 @@ from .._errors import LinkError, RangeError
 from .._ffi import externs
 from .._ffi.externs import Extern, SharedMemory
 from .._runtime.artifact import Variant
+from .._runtime.config import Limits
 from .._runtime.engine import default_engine
 from .._runtime.store import Store
 from .._types import PAGE_BYTES, AddressName, MemoryType
@@ -118,12 +119,21 @@ class Memory(StoreObject):
                 self._shared = SharedMemory(store.handle.engine, self._type)
         if self._shared._engine is not store.handle.engine:
             raise LinkError(
-                "the shared memory was made for another engine than the store's",
+                "the shared memory was made for another engine than the store's (one that counts "
+                "fuel is another than one that does not)",
                 expected="a memory of the same engine",
                 actual=repr(self),
             )
         store.known["shared", self._shared.identity] = self
         return self._shared.extern()
+
+    def _check_limits(self, limits: Limits) -> None:
+        size = self._type.minimum * PAGE_BYTES
+        if not self._type.shared and limits.memory_bytes is not None and size > limits.memory_bytes:
+            raise RangeError(
+                f"a memory of {size} bytes exceeds memory limits; "
+                f"the store has Limits(memory_bytes={limits.memory_bytes})"
+            )
 
     def _make(self, store: Store) -> Extern:
         with store.entered() as handle:
@@ -166,8 +176,8 @@ class Memory(StoreObject):
     @property
     def byte_length(self) -> int:
         """Size in bytes now."""
-        if self._type.shared:
-            return self._own_shared().byte_length()
+        if self._shared is not None:
+            return self._shared.byte_length()
         if self._extern is None:
             return self._type.minimum * PAGE_BYTES
         assert self._store is not None
@@ -268,7 +278,11 @@ class Memory(StoreObject):
                 f"cannot grow a memory of {old} pages by {delta}: the limit is {most}"
             )
         if self._type.shared:
-            grown = self._own_shared().grow(delta)
+            with binding:
+                if self._shared is None:
+                    self._grow_unbound(old + delta)
+                    return old
+            grown = self._shared.grow(delta)
             self._view = None  # views of a shared memory are never detached
             return grown
         if self._extern is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import LinkError
 from .._ffi.externs import Extern
+from .._runtime.config import Limits
 from .._runtime.store import Store, ambient
 
 binding = threading.RLock()
@@ -30,6 +31,9 @@ class StoreObject:
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled or copied: it belongs to a store"
         )
+
+    def _check_limits(self, limits: Limits) -> None:
+        """Raise RangeError if the object is too large for a store with *limits*."""
 
     def _make(self, store: Store) -> Extern:
         """Make the native object in *store*, which is bound."""

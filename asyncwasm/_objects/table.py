@@ -11,6 +11,7 @@ from .._ffi import errors, externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.externs import Extern
 from .._ffi.handles import StoreHandle
+from .._runtime.config import Limits
 from .._runtime.store import Store
 from .._types import AddressName, TableType, ValueType
 from .conversions import TableAddressError, address_name, address_value
@@ -94,6 +95,13 @@ class Table(StoreObject):
         self._setup(type, concrete)
         self._attach(store, extern)
         return self
+
+    def _check_limits(self, limits: Limits) -> None:
+        if limits.table_elements is not None and self.length > limits.table_elements:
+            raise RangeError(
+                f"a table of {self.length} entries exceeds table limits; "
+                f"the store has Limits(table_elements={limits.table_elements})"
+            )
 
     def _make(self, store: Store) -> Extern:
         references = store.references

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._binary import ModuleInfo, rename_imports
+from .._binary import ModuleInfo, defined_memories, rename_imports
 from .._ffi import compiling
 from .._ffi.handles import Handle
+from .._types import PAGE_BYTES
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -30,15 +31,14 @@ class Artifact:
         "__weakref__",
         "_function_types",
         "_natives",
+        "_shared_bytes",
         "binary",
         "cached",
         "digest",
         "engine",
         "exports",
-        "exports",
         "holds_references",
         "info",
-        "kinds",
         "kinds",
         "renamed",
         "starts_baseline",
@@ -61,14 +61,23 @@ class Artifact:
         self.info = info
         self.exports = {each.name: each for each in info.exports}
         self.kinds = [type.kind for type in info.types]
-        self.exports = {each.name: each for each in info.exports}
-        self.kinds = [type.kind for type in info.types]
         self.renamed = _has_twins(info)
         self.holds_references = holds_references
         self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
         self.cached = cached  # whether its first code came from the cache
         self._natives: dict[Variant, Handle] = {}
+        self._shared_bytes: int | None = None
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that the largest shared memory which the module defines can grow to."""
+        if self._shared_bytes is None:
+            pages = [
+                each.maximum or 0 for each in defined_memories(self.binary) if each.shared
+            ]
+            self._shared_bytes = max(pages, default=0) * PAGE_BYTES
+        return self._shared_bytes
 
     @property
     def linked(self) -> bytes:

@@ -115,6 +115,7 @@ class Limits:
 
     Args:
         memory_bytes: Size up to which each memory can grow. A guest that asks for more sees -1.
+            A module whose own shared memory has a larger maximum is refused.
         table_elements: Entries up to which each table can grow, likewise.
         instances: Instances the store can hold.
         tables: Tables the store can hold.

@@ -28,6 +28,7 @@ from .._ffi.fiber import (
     DONE,
     IMPORT,
     IMPORT_FRAMES,
+    LEAVE_FRAMES,
     STEP_FRAMES,
     YIELDED,
     Fiber,
@@ -63,6 +64,12 @@ class Waiter(Protocol):
         ...
 
 
+class Loop(Protocol):
+    """An event loop that may be closed while something still waits in it."""
+
+    def is_closed(self) -> bool: ...
+
+
 class Lane:
     """
     Room for one operation, and those who wait for it, first come first served.
@@ -75,11 +82,11 @@ class Lane:
     other's stack. It is reentrant, because an operation may be collected anywhere.
     """
 
-    __slots__ = ("_current", "_ends_owner", "_lock", "owner", "waiting")
+    __slots__ = ("_current", "_ends_owner", "lock", "owner", "waiting")
 
     def __init__(self, owner: Operation | None = None) -> None:
         self.owner = owner  # on whose behalf whatever is here runs
-        self._lock: Any = threading.RLock() if owner is None else owner.store.root._lock
+        self.lock: Any = threading.RLock() if owner is None else owner.store.root.lock
         self._current: weakref.ref[Operation] | None = None
         self._ends_owner = False  # whether the owner has left before those that run on top of it
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
@@ -91,17 +98,25 @@ class Lane:
 
     def take(self, operation: Operation, waiter: Waiter | None = None) -> bool:
         """Give *operation* the room if it is free; else let *waiter* stand in line for it."""
-        with self._lock:
-            if self._current is None or self._current() is None:
+        self.clear()
+        with self.lock:
+            if self.current is None:
                 self._current = weakref.ref(operation, self._forsaken)
                 return True
             if waiter is not None:
                 self.waiting.append((operation, waiter))
             return False
 
+    def clear(self) -> Operation | None:
+        """Put out whoever is here if nobody can drive it any more, and return who is here then."""
+        while True:
+            operation = self.current
+            if operation is None or not operation.lost or not operation.put_out():
+                return operation
+
     def give_up(self, operation: Operation) -> None:
         """Take *operation* out of the line."""
-        with self._lock:
+        with self.lock:
             for entry in self.waiting:
                 if entry[0] is operation:
                     self.waiting.remove(entry)
@@ -110,7 +125,7 @@ class Lane:
     def leave(self) -> None:
         """Hand the room to the next in line."""
         while True:
-            with self._lock:
+            with self.lock:
                 if not self.waiting:
                     self._current = None
                     ends, self._ends_owner = self._ends_owner, False
@@ -120,12 +135,14 @@ class Lane:
                 self._current = weakref.ref(operation, self._forsaken)
             if waiter.wake():
                 return
+            operation.lane = None  # nobody is there: the room is not its to hand on
+            operation.end()
         if ends and self.owner is not None:
             self.owner.end()
 
     def lets_owner_end(self) -> bool:
         """Return whether the owner can end; if not, the last one here ends it."""
-        with self._lock:
+        with self.lock:
             self._ends_owner = self._current is not None
             return not self._ends_owner
 
@@ -145,6 +162,7 @@ class Operation:
         "fiber",
         "interrupted",
         "lane",
+        "loop",
         "outer",
         "store",
     )
@@ -156,14 +174,29 @@ class Operation:
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
         self.begun = False  # whether the fiber has something to unwind or to free
+        self.loop: Loop | None = None  # that it cannot go on without
         self.ends: float | None = None  # when it must have finished, if it is synchronous
         self.interrupted: InterruptReason | None = None
 
     def enter(self) -> bool:
         """Take the room in the store, and return whether it was free."""
+        make_sure_of_room(LEAVE_FRAMES)
         self.store.entering(self)
         self.lane = self.store.lane(self.outer)
         return self.lane is None or self.lane.take(self)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loop that it needs has been closed."""
+        return self.loop is not None and self.loop.is_closed()
+
+    def put_out(self) -> bool:
+        """End the operation, and those that run on top of it; return whether none is in the way."""
+        if self.children.clear() is not None:
+            return False
+        self.interrupt("closed")
+        self.end()
+        return True
 
     @property
     def goes_on(self) -> bool:
@@ -304,9 +337,10 @@ class Operation:
         row = host.parameters
         if not row.types:
             return ()
-        if row.numeric:
-            return self.fiber.request.unpack(row)
+        # The request is on the guest's stack, which goes away when the store is closed.
         with self.store.entered(self):
+            if row.numeric:
+                return self.fiber.request.unpack(row)
             return self.store.references.read_row(len(row.types), self.fiber.request.arguments)
 
     def answer(self, value: Any) -> None:
@@ -317,7 +351,10 @@ class Operation:
         if row.types:
             values = host.result_values(value)
             if row.numeric:
-                self.fiber.request.pack(row, values)
+                packed = bytearray(row.val_bytes)
+                row.pack(packed, 0, values)
+                with self.store.entered(self):
+                    self.fiber.request.write(packed)
             else:
                 store = self.store
                 address = self.fiber.request.results
@@ -384,9 +421,10 @@ class Operation:
             self.end()
 
     def end(self) -> None:
-        """Leave now."""
-        lane, self.lane = self.lane, None
-        fiber, self.fiber = self.fiber, None
+        """Leave now; idempotent."""
+        with self.children.lock:
+            lane, self.lane = self.lane, None
+            fiber, self.fiber = self.fiber, None
         if fiber is not None and self.begun:  # else there is nothing to enter the store for
             if not fiber.finished:
                 self.store.disturb()

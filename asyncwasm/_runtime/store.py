@@ -158,7 +158,7 @@ class Store:
         self._fuel = self._limits.fuel  # to begin with
         self._interleave = bool(interleave)
         self._closed = False
-        self._token: Token[Store | None] | None = None
+        self._tokens: list[Token[Store | None]] = []  # one for each `with` around
         self._native: StoreHandle | None = None
         self._variant: Variant | None = None
         self._bind_lock = threading.RLock()
@@ -189,7 +189,7 @@ class Store:
         memory stay readable as long as they live.
         """
         self._closed = True
-        for operation in list(self._operations):
+        for operation in self._alive():
             operation.interrupt("closed")
         for reference in self.known.valuerefs():
             store_closed = getattr(reference(), "_store_closed", None)
@@ -201,13 +201,15 @@ class Store:
 
     def __enter__(self) -> Store:
         self._check_open()
-        self._token = ambient.set(self)
+        self._tokens.append(ambient.set(self))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._token is not None:
-            ambient.reset(self._token)
-            self._token = None
+        if self._tokens:
+            try:
+                ambient.reset(self._tokens.pop())
+            except ValueError:
+                pass  # entered in another context, as fixtures are: nothing to restore here
         self.close()
 
     async def __aenter__(self) -> Store:
@@ -406,7 +408,7 @@ class Store:
         handle = self.handle
         suspended = [
             each
-            for each in self._operations
+            for each in self._alive()
             if each is not newest and each.fiber is not None and each.fiber.future
         ]
         if not handle.guarded or not suspended:
@@ -449,7 +451,7 @@ class Store:
     def check_turn(self) -> None:
         """Raise BusyResourceError unless the caller may run something right now."""
         lane = self.lane(current.get())
-        if lane is not None and lane.current is not None:
+        if lane is not None and lane.clear() is not None:
             raise self.busy()
 
     # what operations need
@@ -460,6 +462,14 @@ class Store:
         self._operations[operation] = None
         if self._native is not None:
             self._native.detour = True
+
+    def _alive(self) -> list[Operation]:
+        """Return the operations that are alive, oldest first."""
+        while True:
+            try:
+                return list(self._operations)
+            except RuntimeError:
+                pass  # another thread has come or gone meanwhile
 
     def left(self, operation: Operation) -> None:
         """Note that *operation* is over."""
@@ -540,6 +550,8 @@ class Store:
         if not handle.open or not handle.ours:
             return  # the store has deleted its futures
         with handle.lock:
+            if not handle.open:
+                return  # closed while we waited
             fiber.delete()
             if values is not None:
                 unroot(*values)

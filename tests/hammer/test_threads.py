@@ -193,20 +193,22 @@ def test_call_that_runs_is_not_refused_because_others_look_into_its_store(
     asynchronous: bool,
 ) -> None:
     """They come in while its imports run; it is the second that is refused, not the first."""
-    stop = threading.Event()
+    stop, running = threading.Event(), threading.Event()
     imports = 0
     looks: Counter[str] = Counter()
 
     def count(value: int) -> int:
         nonlocal imports
         imports += 1
-        return sum(range(3)) - 2
+        running.set()
+        return 1
 
     made = guest(count)
     memory, total = made.exports.memory, made.exports.sum
 
     def look() -> None:
         while not stop.is_set():
+            running.wait(1)
             try:
                 assert memory.byte_length == 65536
                 looks["done"] += 1
@@ -216,11 +218,12 @@ def test_call_that_runs_is_not_refused_because_others_look_into_its_store(
     def call() -> None:
         nonlocal imports
         done = 0
-        while done < 20 or not looks["done"]:
+        while done < 5 or not looks["done"]:
             imports = 0
+            running.clear()  # else the call might never get in
             try:
-                value = asyncio.run(total.call_async(100)) if asynchronous else total(100)
-                assert value == 100
+                value = asyncio.run(total.call_async(200)) if asynchronous else total(200)
+                assert value == 200
                 done += 1
             except anyio.BusyResourceError:
                 assert imports == 0, "refused in the middle"
@@ -338,7 +341,7 @@ def test_store_can_be_closed_while_other_threads_call_into_it() -> None:
         await asyncio.sleep(0)
         return value
 
-    for _ in range(30):
+    for _ in range(80):
         made = guest(wait)
         started = threading.Barrier(3)
 
