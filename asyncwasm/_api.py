@@ -20,8 +20,8 @@ from ._objects.conversions import Source, read_now, source_reader
 from ._objects.instance import Instance, Preparation
 from ._objects.module import Module, engine_or_default
 from ._objects.options import NO_OPTIONS, CompileOptions
-from ._runtime.config import Limits
 from ._runtime.artifact import Variant
+from ._runtime.config import Limits
 from ._runtime.engine import Engine
 from ._runtime.store import Store
 

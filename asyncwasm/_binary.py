@@ -599,6 +599,4 @@ def table_module(type: TableType) -> bytes:
         limits += _unsigned(type.maximum)
     table = b"\1" + bytes([_REF_NULL, codes[element.heap]]) + limits
     export = b"\1\0\1\0"
-    return (
-        _HEADER + bytes([_TABLE]) + _sized(table) + bytes([_EXPORT]) + _sized(export)
-    )
+    return _HEADER + bytes([_TABLE]) + _sized(table) + bytes([_EXPORT]) + _sized(export)

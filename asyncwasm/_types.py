@@ -96,9 +96,7 @@ def _canonical(name: str) -> str:
             if len(words) == 2:
                 return f"(ref {heap})"
             return _BY_HEAP.get(heap, f"(ref null {heap})")
-    raise TypeError(
-        f"expected the name of a value type such as 'i32' or 'externref', got {name!r}"
-    )
+    raise TypeError(f"expected the name of a value type such as 'i32' or 'externref', got {name!r}")
 
 
 def reference(heap: str, nullable: bool) -> ValueType:

@@ -57,9 +57,7 @@ class Loaded(NamedTuple):
 class _Work:
     """What the iterator shares with its tasks."""
 
-    def __init__(
-        self, sources: Iterator[tuple[str, Any]] | os.PathLike[str], imports: Any
-    ) -> None:
+    def __init__(self, sources: Iterator[tuple[str, Any]] | os.PathLike[str], imports: Any) -> None:
         self.sources = sources
         self.imports = imports
         self.engine: Engine | None = None

@@ -63,7 +63,9 @@ async def lateness(load: Callable[[], Awaitable[Any]]) -> tuple[list[float], flo
     return late, seconds
 
 
-def loads(wasm: bytes) -> dict[str, tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]]:
+def loads(
+    wasm: bytes,
+) -> dict[str, tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]]:
     """Return the loads: a name, and how each side does it."""
     steps = 400_000_000
     module = aw.Module(aw.wat2wasm(SPIN))

@@ -21,7 +21,7 @@ BOTH = {
     "pure": {"ASYNCWASM_PURE": "1"},
 }
 
-REPORT = f"""
+REPORT = """
 import asyncio, math, struct
 import asyncwasm as aw
 
@@ -29,19 +29,19 @@ def seen(action):
     try:
         return repr(action())
     except Exception as exc:
-        return f"{{type(exc).__name__}}: {{exc}}"
+        return f"{type(exc).__name__}: {exc}"
 
 values = [0, 1, -1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, -2**31, -2**31 - 1, 2**63, 2**64, -2**63 - 1,
           0.5, -0.0, 1e40, math.inf, math.nan, 10**400, True, None, "1", b"1", [], 1j]
 for kind in ("i32", "i64", "f32", "f64", "v128"):
-    text = f'''(module (import "h" "f" (func $f (param {{kind}}) (result {{kind}})))
-      (func (export "direct") (param {{kind}}) (result {{kind}}) (local.get 0))
-      (func (export "import") (param {{kind}}) (result {{kind}}) (call $f (local.get 0))))'''
+    text = f'''(module (import "h" "f" (func $f (param {kind}) (result {kind})))
+      (func (export "direct") (param {kind}) (result {kind}) (local.get 0))
+      (func (export "import") (param {kind}) (result {kind}) (call $f (local.get 0))))'''
     plain = aw.Instance(aw.Module(aw.wat2wasm(
-        f'(module (func (export "f") (param {{kind}}) (result {{kind}}) (local.get 0)))'))).exports.f
+        f'(module (func (export "f") (param {kind}) (result {kind}) (local.get 0)))'))).exports.f
     for value in values + [bytes(range(16))]:
         held = []
-        exports = aw.Instance(aw.Module(aw.wat2wasm(text)), {{"h": {{"f": lambda x: held[0]}}}}).exports
+        exports = aw.Instance(aw.Module(aw.wat2wasm(text)), {"h": {"f": lambda x: held[0]}}).exports
         print(kind, repr(value)[:20], seen(lambda: plain(value)))
         print(kind, repr(value)[:20], seen(lambda: asyncio.run(plain.call_async(value))))
         held.append(value)

@@ -676,9 +676,7 @@ def test_loop_that_ends_takes_the_batch_with_it() -> None:
 @pytest.mark.every_loop
 async def test_batch_works_on_every_loop() -> None:
     gate = Gate()
-    async with aclosing(
-        aw.load_many([wasm(STARTER), wasm(ADD), BAD], gate.imports)
-    ) as batch:
+    async with aclosing(aw.load_many([wasm(STARTER), wasm(ADD), BAD], gate.imports)) as batch:
         assert {(await anext(batch)).name, (await anext(batch)).name} == {"1", "2"}
         await gate.reached.wait()
 

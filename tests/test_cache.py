@@ -456,9 +456,7 @@ def test_tampered_entry_is_deleted_and_compiled_again(
     assert events.names() == ["cache_hit"]
 
 
-def test_copied_code_is_not_believed_in_a_directory_of_our_own(
-    place: Path, events: Events
-) -> None:
+def test_copied_code_is_not_believed_in_a_directory_of_our_own(place: Path, events: Events) -> None:
     """There, only the very file that was written is."""
     compiled(place)
     _swapped(only(place, "code"))

@@ -266,9 +266,7 @@ async def test_callable_makes_the_imports_of_each_instance() -> None:
 @on_every_backend
 async def test_callable_that_shares_an_object_is_told() -> None:
     memory = aw.Memory(1)
-    pool = aw.InstancePool(
-        module(MEMORY), lambda: {"host": {"memory": memory}}, max_instances=2
-    )
+    pool = aw.InstancePool(module(MEMORY), lambda: {"host": {"memory": memory}}, max_instances=2)
     async with pool, pool.acquire():
         with pytest.raises(aw.LinkError) as caught:
             async with pool.acquire():
@@ -282,9 +280,7 @@ async def test_callable_that_shares_an_object_is_told() -> None:
 async def test_shared_memory_is_for_all_instances() -> None:
     text = MEMORY.replace("(memory 1)", "(memory 1 1 shared)")
     memory = aw.Memory(1, 1, shared=True)
-    async with aw.InstancePool(
-        module(text), {"host": {"memory": memory}}, max_instances=1
-    ) as pool:
+    async with aw.InstancePool(module(text), {"host": {"memory": memory}}, max_instances=1) as pool:
         async with pool.acquire() as instance:
             instance.exports.write(9)
         async with pool.acquire() as instance:
@@ -328,9 +324,7 @@ async def test_failing_start_function_gives_its_place_back() -> None:
     def refuse() -> None:
         raise ValueError("no")
 
-    async with aw.InstancePool(
-        module(STARTER), {"host": {"f": refuse}}, max_instances=1
-    ) as pool:
+    async with aw.InstancePool(module(STARTER), {"host": {"f": refuse}}, max_instances=1) as pool:
         for _ in range(2):
             with pytest.raises(ValueError, match=r"^no$"):
                 async with pool.acquire():
@@ -661,9 +655,7 @@ def test_import_that_raised_spoils_the_instance_unless_the_guest_caught_it(
 
     async def main() -> None:
         imports = {"host": {"f": fail}}
-        async with aw.InstancePool(
-            module(CATCHER), imports, max_instances=1, max_uses=9
-        ) as pool:
+        async with aw.InstancePool(module(CATCHER), imports, max_instances=1, max_uses=9) as pool:
             for _ in range(2):
                 async with pool.acquire() as instance:
                     assert await call(instance.exports.catch) == 1
@@ -725,9 +717,7 @@ async def test_instance_with_a_suspended_call_is_closed() -> None:
 
     ends = anyio.Event()
     async with (
-        aw.InstancePool(
-            module(CALLER), {"host": {"f": wait}}, max_instances=1, max_uses=9
-        ) as pool,
+        aw.InstancePool(module(CALLER), {"host": {"f": wait}}, max_instances=1, max_uses=9) as pool,
         anyio.create_task_group() as group,
     ):
         async with pool.acquire() as instance:

@@ -169,7 +169,7 @@ async def test_joining_baseline_code_with_what_it_lacks_is_a_link_error() -> Non
 
 @pytest.mark.parametrize("tier", ["auto", "baseline", "optimized"])
 async def test_invalid_large_module_is_a_compile_error_with_an_offset(tier: str) -> None:
-    binary = large("(module (func (export \"f\") (result i32) (i32.const 1)))")
+    binary = large('(module (func (export "f") (result i32) (i32.const 1)))')
     broken = binary.replace(b"\x41\x01\x0b", b"\x42\x01\x0b")  # i64.const
 
     with pytest.raises(aw.CompileError) as caught:

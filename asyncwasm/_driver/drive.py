@@ -18,10 +18,10 @@ from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
-from .._objects.function import ExportedFunction, Function
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, State
+from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import HostCall, Operation, current
-from .signal import AsyncioSignal, TrioSignal, new_signal, closable_loop
+from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread

@@ -142,5 +142,3 @@ def wat2wasm(text: str) -> bytes:
     if error:
         raise CompileError(take_error(error).message)
     return vector.take()
-
-

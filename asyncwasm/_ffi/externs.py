@@ -12,9 +12,9 @@ import ctypes
 import struct
 from typing import Any
 
+from .._binary import table_module
 from .._errors import RangeError
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType, ValueType
-from .._binary import table_module
 from . import types
 from .codec import KIND_ANY, KIND_EXN, VAL_BYTES
 from .compiling import new_module
@@ -93,9 +93,7 @@ def function_identity(raw: tuple[int, int]) -> tuple[int, int, int]:
 def function_type(handle: StoreHandle, raw: tuple[int, int]) -> FunctionType:
     """Return the type of a function; references to concrete types are widened."""
     extern = Extern.function(raw)
-    native = Handle(
-        lib.wasmtime_func_type(handle.context, extern.address), "wasm_functype_delete"
-    )
+    native = Handle(lib.wasmtime_func_type(handle.context, extern.address), "wasm_functype_delete")
     return types.read_function_type(native.pointer)
 
 
@@ -106,9 +104,7 @@ def new_memory(handle: StoreHandle, type: MemoryType) -> Extern:
     """Make a memory in the store."""
     extern = Extern(MEMORY)
     native = types.memory_type(type)
-    check(
-        lib.wasmtime_memory_new(handle.context, native.pointer, extern.address), RangeError
-    )
+    check(lib.wasmtime_memory_new(handle.context, native.pointer, extern.address), RangeError)
     return extern
 
 
@@ -159,9 +155,7 @@ class SharedMemory:
         native = types.memory_type(type)
         pointer = ctypes.c_void_p()
         check(
-            lib.wasmtime_sharedmemory_new(
-                engine.pointer, native.pointer, ctypes.byref(pointer)
-            ),
+            lib.wasmtime_sharedmemory_new(engine.pointer, native.pointer, ctypes.byref(pointer)),
             RangeError,
         )
         self._handle = Handle(pointer.value or 0, "wasmtime_sharedmemory_delete")
@@ -242,9 +236,7 @@ def new_table(
     with Val() as val:
         references.write(type.element, val.address, prepared)
         check(
-            lib.wasmtime_table_new(
-                handle.context, native.pointer, val.address, extern.address
-            ),
+            lib.wasmtime_table_new(handle.context, native.pointer, val.address, extern.address),
             RangeError,
         )
     return extern
@@ -332,9 +324,7 @@ def new_global(
     with Val() as val:
         references.write(type.value, val.address, prepared)
         check(
-            lib.wasmtime_global_new(
-                handle.context, native.pointer, val.address, extern.address
-            ),
+            lib.wasmtime_global_new(handle.context, native.pointer, val.address, extern.address),
             RangeError,
         )
     return extern
@@ -358,9 +348,7 @@ def global_set(
     """Set the global's value; return the native error, if any."""
     with Val() as val:
         references.write(type, val.address, prepared, concrete)
-        error: int | None = lib.wasmtime_global_set(
-            handle.context, extern.address, val.address
-        )
+        error: int | None = lib.wasmtime_global_set(handle.context, extern.address, val.address)
         return error
 
 
@@ -391,9 +379,7 @@ class Root(Val):
 
 def tag_type(handle: StoreHandle, extern: Extern) -> TagType:
     """Return the type of a tag; references to concrete types are widened."""
-    native = Handle(
-        lib.wasmtime_tag_type(handle.context, extern.address), "wasm_tagtype_delete"
-    )
+    native = Handle(lib.wasmtime_tag_type(handle.context, extern.address), "wasm_tagtype_delete")
     function = types.read_function_type(lib.wasm_tagtype_functype(native.pointer))
     return TagType(function.parameters)
 
@@ -433,9 +419,7 @@ def has_exception(handle: StoreHandle) -> bool:
     return pending
 
 
-def take_exception(
-    handle: StoreHandle, references: References
-) -> tuple[Extern, list[Any], Root]:
+def take_exception(handle: StoreHandle, references: References) -> tuple[Extern, list[Any], Root]:
     """Return tag and fields of the pending exception, and its root."""
     exception = Root(handle)
     payload = exception.address + 8

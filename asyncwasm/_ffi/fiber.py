@@ -27,7 +27,7 @@ import enum
 import signal
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accelerator import speedups
@@ -268,7 +268,6 @@ class Fiber:
         future, self.future = self.future, 0
         if future:
             self.handle.delete_future(future)
-
 
     def payload(self, length: int) -> bytes:
         """Return the first *length* bytes behind the head."""

@@ -74,9 +74,7 @@ class Linker:
         """
         linked = ctypes.c_void_p()
         check(
-            lib.wasmtime_linker_instantiate_pre(
-                self.pointer, module.pointer, ctypes.byref(linked)
-            ),
+            lib.wasmtime_linker_instantiate_pre(self.pointer, module.pointer, ctypes.byref(linked)),
             LinkError,
         )
         return Handle(linked.value or 0, "wasmtime_instance_pre_delete")

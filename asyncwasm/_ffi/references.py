@@ -192,9 +192,7 @@ class References:
             self._collect()
         identifier = next(self._count)
         self._values[identifier] = value
-        if not lib.wasmtime_externref_new(
-            self._handle.context, identifier, _finalizer(), payload
-        ):
+        if not lib.wasmtime_externref_new(self._handle.context, identifier, _finalizer(), payload):
             del self._values[identifier]
             raise MemoryError("the store has no room for another reference to a host value")
 
@@ -371,4 +369,6 @@ def _write_number(type: ValueType, address: int, value: Any) -> None:
 
 
 def _read_number(kind: int, address: int) -> Any:
-    return struct.unpack(_FORMATS[kind], ctypes.string_at(address, struct.calcsize(_FORMATS[kind])))[0]
+    return struct.unpack(
+        _FORMATS[kind], ctypes.string_at(address, struct.calcsize(_FORMATS[kind]))
+    )[0]

@@ -37,7 +37,9 @@ class WasmException(WasmError):
             raise TypeError(
                 f"expected {len(types)} values for ({', '.join(types)}), got {len(values)}"
             )
-        self._setup(tag, [check_value(kind, value) for kind, value in zip(types, values, strict=True)])
+        self._setup(
+            tag, [check_value(kind, value) for kind, value in zip(types, values, strict=True)]
+        )
 
     def _setup(self, tag: Tag, payload: Iterable[Any]) -> None:
         self.tag = tag

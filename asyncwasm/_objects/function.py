@@ -273,9 +273,7 @@ class Function(ExportedFunction):
 
     __slots__ = ("_callable", "_host")
 
-    def __new__(
-        cls, type: Any, callable: Any = None, /, *, store: Store | None = None
-    ) -> Any:
+    def __new__(cls, type: Any, callable: Any = None, /, *, store: Store | None = None) -> Any:
         if isinstance(callable, ExportedFunction):
             wanted = function_type(type)
             if callable.type == wanted:

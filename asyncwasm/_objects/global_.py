@@ -32,7 +32,7 @@ class Global(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#globals
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_concrete", "_kept", "_type")
+    __slots__ = ("__dict__", "__weakref__", "_concrete", "_extern", "_kept", "_store", "_type")
 
     def __init__(
         self,
@@ -65,9 +65,7 @@ class Global(StoreObject):
         self._kept = None  # the value before the global is bound
 
     @classmethod
-    def _from_extern(
-        cls, store: Store, extern: Extern, type: GlobalType, concrete: int
-    ) -> Global:
+    def _from_extern(cls, store: Store, extern: Extern, type: GlobalType, concrete: int) -> Global:
         self = cls.__new__(cls)
         self._setup(type, concrete)
         self._attach(store, extern)

@@ -30,9 +30,7 @@ class _Guard:
     reported: set[tuple[Any, ...]] = set()  # what has been logged, for each place
 
 
-def configure_sync_guard(
-    limit_bytes: int = DEFAULT_LIMIT_BYTES, action: Action = "warn"
-) -> None:
+def configure_sync_guard(limit_bytes: int = DEFAULT_LIMIT_BYTES, action: Action = "warn") -> None:
     """
     Say what the synchronous constructors and calls do when they take long.
 

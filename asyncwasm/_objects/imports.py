@@ -122,7 +122,9 @@ def _may_match(wanted: FunctionType, given: FunctionType) -> bool:
     """Return whether only the engine can tell: where references differ, one may be a subtype."""
     return all(
         len(ours) == len(theirs)
-        and all(a == b or (a.is_reference and b.is_reference) for a, b in zip(ours, theirs, strict=True))
+        and all(
+            a == b or (a.is_reference and b.is_reference) for a, b in zip(ours, theirs, strict=True)
+        )
         for ours, theirs in (
             (wanted.parameters, given.parameters),
             (wanted.results, given.results),

@@ -203,9 +203,7 @@ class Instance:
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
-        guard.check_module(
-            module.byte_length, "Instance()", "`await asyncwasm.instantiate(...)`"
-        )
+        guard.check_module(module.byte_length, "Instance()", "`await asyncwasm.instantiate(...)`")
         preparation = Preparation(module, imports, store, limits)
         try:
             raw = run(preparation.operation)
@@ -292,9 +290,7 @@ def _function(store: Store, extern: externs.Extern, declared: Export, module: Mo
         type = declared.type
         assert isinstance(type, FunctionType)
         concrete = concrete_kinds(type.parameters, module._artifact.kinds)
-        known = ExportedFunction._from_raw(
-            store, extern.raw, type, str(declared.index), concrete
-        )
+        known = ExportedFunction._from_raw(store, extern.raw, type, str(declared.index), concrete)
         store.known[identity] = known
     elif not known._name:  # met in a table before
         known._name = str(declared.index)

@@ -69,7 +69,16 @@ class Memory(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#memories
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_pages", "_shared", "_type", "_view")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_extern",
+        "_pages",
+        "_shared",
+        "_store",
+        "_type",
+        "_view",
+    )
 
     def __init__(
         self,
@@ -274,9 +283,7 @@ class Memory(StoreObject):
         if self._type.maximum is not None:
             most = min(most, self._type.maximum)
         if old + delta > most:
-            raise RangeError(
-                f"cannot grow a memory of {old} pages by {delta}: the limit is {most}"
-            )
+            raise RangeError(f"cannot grow a memory of {old} pages by {delta}: the limit is {most}")
         if self._type.shared:
             with binding:
                 if self._shared is None:
@@ -293,9 +300,7 @@ class Memory(StoreObject):
             try:
                 grown = externs.grow_memory(handle, self._extern, delta)
             except RangeError as exc:
-                raise RangeError(
-                    f"cannot grow a memory of {old} pages by {delta}: {exc}"
-                ) from None
+                raise RangeError(f"cannot grow a memory of {old} pages by {delta}: {exc}") from None
         self._release_view()
         return grown
 

@@ -39,7 +39,7 @@ class Table(StoreObject):
     Spec: https://webassembly.github.io/spec/js-api/#tables
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_concrete", "_entries", "_type")
+    __slots__ = ("__dict__", "__weakref__", "_concrete", "_entries", "_extern", "_store", "_type")
 
     def __init__(
         self,
@@ -88,9 +88,7 @@ class Table(StoreObject):
         self._entries = []  # before the table is bound
 
     @classmethod
-    def _from_extern(
-        cls, store: Store, extern: Extern, type: TableType, concrete: int
-    ) -> Table:
+    def _from_extern(cls, store: Store, extern: Extern, type: TableType, concrete: int) -> Table:
         self = cls.__new__(cls)
         self._setup(type, concrete)
         self._attach(store, extern)

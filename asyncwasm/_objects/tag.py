@@ -26,9 +26,7 @@ class Tag(StoreObject):
 
     __slots__ = ("__dict__", "__weakref__", "_extern", "_store", "_type")
 
-    def __init__(
-        self, parameters: Iterable[str] | TagType, *, store: Store | None = None
-    ) -> None:
+    def __init__(self, parameters: Iterable[str] | TagType, *, store: Store | None = None) -> None:
         self._type = parameters if isinstance(parameters, TagType) else TagType(parameters)
         self._store = None
         self._extern = None

@@ -49,7 +49,9 @@ def check_value(type: ValueType, value: Any) -> Any:
     if heap in ("func", "nofunc"):
         if heap == "nofunc" or not isinstance(value, ExportedFunction):
             hint = "; wrap a callable with asyncwasm.Function" if callable(value) else ""
-            raise TypeError(f"expected an exported function or None for {type}, got {value!r}{hint}")
+            raise TypeError(
+                f"expected an exported function or None for {type}, got {value!r}{hint}"
+            )
     elif heap in ("none", "noextern"):
         raise TypeError(f"expected None for {type}, got {value!r}")
     elif heap in ("eq", "struct", "array", "i31"):

@@ -73,9 +73,7 @@ class Artifact:
     def shared_bytes(self) -> int:
         """Bytes that the largest shared memory which the module defines can grow to."""
         if self._shared_bytes is None:
-            pages = [
-                each.maximum or 0 for each in defined_memories(self.binary) if each.shared
-            ]
+            pages = [each.maximum or 0 for each in defined_memories(self.binary) if each.shared]
             self._shared_bytes = max(pages, default=0) * PAGE_BYTES
         return self._shared_bytes
 

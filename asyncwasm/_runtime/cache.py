@@ -145,9 +145,7 @@ class Cache:
 
     # what engines ask
 
-    def load(
-        self, engine: Handle, digest: str, configuration: Mapping[str, Any]
-    ) -> Loaded | None:
+    def load(self, engine: Handle, digest: str, configuration: Mapping[str, Any]) -> Loaded | None:
         """Return the code of the module with *digest*, or None if it is not here."""
         started = perf_counter()
         with self._guarded("load"), self._opened() as place:
@@ -537,9 +535,7 @@ def _open_directory(directory: Path, *, chosen: bool) -> Iterator[tuple[int | No
     if not _AT:
         yield None, shared
         return
-    descriptor = os.open(
-        directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
-    )
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         # It may have been exchanged meanwhile; from here on its name is not used any more.
         yield descriptor, _check(directory, os.fstat(descriptor), chosen=chosen)

@@ -73,9 +73,7 @@ class Engine:
         self._cache_opened = False
         self.leaving = False  # whether the process ends: nothing is polled on threads any more
         self._strict: Handle | None = None  # validates only; knows no exceptions and no objects
-        self._artifacts: weakref.WeakValueDictionary[str, Artifact] = (
-            weakref.WeakValueDictionary()
-        )
+        self._artifacts: weakref.WeakValueDictionary[str, Artifact] = weakref.WeakValueDictionary()
         self._background: Handle | None = None  # compiles on the calling thread only
         self._artifact_flights: Flights[Artifact] = Flights()
         self._code_flights: Flights[Handle] = Flights()
@@ -202,7 +200,6 @@ class Engine:
 
         Requests with the same *identity*, and requests for the same bytes, compile once.
         """
-
 
         def make() -> Artifact | Future[Artifact]:
             binary = read()

@@ -18,11 +18,9 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
-
 from .._errors import Interrupted, InterruptReason, Trap
-from .._ffi.codec import Row
 from .._ffi.accelerator import speedups
+from .._ffi.codec import Row
 from .._ffi.fiber import (
     ARGUMENTS,
     DONE,
@@ -36,11 +34,9 @@ from .._ffi.fiber import (
     make_sure_of_room,
 )
 from .._ffi.handles import StoreHandle
-from .._types import FunctionType
 
 if TYPE_CHECKING:
     from .store import HostFunction, Store
-
 
 
 class HostCall:
@@ -487,9 +483,7 @@ class Call(Operation):
             values = results.unpack(fiber.memory, offset)
         else:
             with self.store.entered(self):
-                values = self.store.references.read_row(
-                    len(results.types), fiber.address + offset
-                )
+                values = self.store.references.read_row(len(results.types), fiber.address + offset)
         return values[0] if len(values) == 1 else tuple(values)
 
     def release_values(self, fiber: Fiber) -> tuple[int, int] | None:

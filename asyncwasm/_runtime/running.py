@@ -9,7 +9,6 @@ from .._errors import SuspendError, Trap
 from .._ffi.fiber import DONE, IMPORT, State
 from .operation import HostCall, Operation, current
 
-
 STRETCH_SECONDS = 0.02  # between looks at the deadline; the clock has to be asked for as well
 
 

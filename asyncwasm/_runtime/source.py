@@ -19,9 +19,7 @@ class Identity(NamedTuple):
     @classmethod
     def of(cls, found: os.stat_result) -> Identity:
         """Return the identity of the file with these facts."""
-        return cls(
-            found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        )
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class FileReader:

@@ -485,9 +485,7 @@ class Store:
         assert self._native is not None
         if not self._asynchronous:
             self._asynchronous = True
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(
-                self._native.context, _NEAR
-            )
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(self._native.context, _NEAR)
         if not self._near:
             self._near = True
             lib.wasmtime_context_set_epoch_deadline(self._native.context, _NEAR)
@@ -534,9 +532,7 @@ class Store:
     @property
     def direct(self) -> bool:
         """Whether guests may run on the calling thread's own stack: they reach no host function."""
-        return not self.hosts and (
-            self.engine.config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES
-        )
+        return not self.hosts and (self.engine.config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES)
 
     @property
     def asynchronous(self) -> bool:
@@ -568,9 +564,7 @@ class Store:
         """Give *host* a number."""
         self.hosts.append(host)
         self.plain_hosts.append(
-            None
-            if host.suspending
-            else plain_host(host.callable, host.parameters, host.results)
+            None if host.suspending else plain_host(host.callable, host.parameters, host.results)
         )
         self.handle.detour = True
         return len(self.hosts) - 1
