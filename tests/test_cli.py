@@ -86,6 +86,10 @@ def document(*arguments: str | Path, code: int = 0, data: bytes | None = None) -
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """Start the command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if (
+        sys.platform != "win32"
+    ):  # a shell's background job ignores Ctrl-C, and so would its children
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "asyncwasm", *map(str, arguments)],
         stdout=subprocess.PIPE,

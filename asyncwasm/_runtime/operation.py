@@ -78,14 +78,21 @@ class Lane:
     other's stack. It is reentrant, because an operation may be collected anywhere.
     """
 
-    __slots__ = ("_current", "_ends_owner", "lock", "owner", "waiting")
+    __slots__ = ("_current", "_leaving", "_owner", "lock", "waiting")
 
     def __init__(self, owner: Operation | None = None) -> None:
-        self.owner = owner  # on whose behalf whatever is here runs
+        # Weakly, because the owner holds the lane: forsaken, it has to go at once, not when the
+        # cycles are collected.
+        self._owner = None if owner is None else weakref.ref(owner)
         self.lock: Any = threading.RLock() if owner is None else owner.store.root.lock
         self._current: weakref.ref[Operation] | None = None
-        self._ends_owner = False  # whether the owner has left before those that run on top of it
+        self._leaving: Operation | None = None  # the owner, once it waits for those here to end
         self.waiting: deque[tuple[Operation, Waiter]] = deque()
+
+    @property
+    def owner(self) -> Operation | None:
+        """The operation on whose behalf whatever is here runs; None: it is the store's own lane."""
+        return None if self._owner is None else self._owner()
 
     @property
     def current(self) -> Operation | None:
@@ -124,7 +131,7 @@ class Lane:
             with self.lock:
                 if not self.waiting:
                     self._current = None
-                    ends, self._ends_owner = self._ends_owner, False
+                    leaving, self._leaving = self._leaving, None
                     break
                 # Handed over before the waiter wakes, so that nobody can slip in between.
                 operation, waiter = self.waiting.popleft()
@@ -133,14 +140,14 @@ class Lane:
                 return
             operation.lane = None  # nobody is there: the room is not its to hand on
             operation.end()
-        if ends and self.owner is not None:
-            self.owner.end()
+        if leaving is not None:
+            leaving.end()
 
     def lets_owner_end(self) -> bool:
         """Return whether the owner can end; if not, the last one here ends it."""
         with self.lock:
-            self._ends_owner = self._current is not None
-            return not self._ends_owner
+            self._leaving = None if self._current is None else self.owner
+            return self._leaving is None
 
     def _forsaken(self, operation: weakref.ref[Operation]) -> None:
         if self._current is operation:
@@ -304,11 +311,11 @@ class Operation:
         """Return the suspended fibers whose stacks the collector has to see, outermost first."""
         fibers: list[Fiber] = []
         lane = self.lane
-        while lane is not None and lane.owner is not None:
-            fiber = lane.owner.fiber
+        while lane is not None and (owner := lane.owner) is not None:
+            fiber = owner.fiber
             if fiber is not None and fiber.dispatching:
                 fibers.append(fiber)
-            lane = lane.owner.lane
+            lane = owner.lane
         return fibers[::-1]
 
     def inject(self, action: Callable[[], None]) -> None:
