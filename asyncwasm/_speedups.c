@@ -85,6 +85,7 @@ typedef struct {
     bool closed;
     bool detour;
     bool guarded;
+    int waiting; /* those who have to get in: nobody else does before them */
     uint64_t generation;
 } Gate;
 
@@ -104,15 +105,19 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static bool
 wait_outside(Gate *self)
 {
-    while (self->inside) {
+    if (!self->inside) {
+        return true;
+    }
+    bool passed = true;
+    self->waiting++;
+    while (passed && self->inside) {
         Py_BEGIN_ALLOW_THREADS
         nap();
         Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals() < 0) {
-            return false;
-        }
+        passed = PyErr_CheckSignals() == 0;
     }
-    return true;
+    self->waiting--;
+    return passed;
 }
 
 static PyObject *
@@ -152,7 +157,7 @@ Gate_release(Gate *self, PyObject *unused)
 static PyObject *
 Gate_locked(Gate *self, PyObject *unused)
 {
-    return PyBool_FromLong(self->inside);
+    return PyBool_FromLong(self->inside || self->waiting);
 }
 
 static PyMethodDef Gate_methods[] = {
@@ -353,8 +358,8 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
         PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
         return NULL;
     }
-    if (gate->detour || gate->inside || gate->closed || gate->generation != generation ||
-        count != self->parameters) {
+    if (gate->detour || gate->inside || gate->waiting || gate->closed ||
+        gate->generation != generation || count != self->parameters) {
         return Direct_detour(self, args, count);
     }
     for (Py_ssize_t index = 0; index < count; index++) {

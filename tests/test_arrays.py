@@ -32,7 +32,7 @@ def instance() -> aw.Instance:
 
 def _units(instance: aw.Instance, value: object, use: Callable[[CodeUnits], Any]) -> Any:
     store = instance.store
-    with store.entered() as handle, CodeUnits(handle, store.references, value) as units:
+    with store.entered(), CodeUnits(store.opened(), store.references, value) as units:
         return use(units)
 
 

@@ -17,9 +17,19 @@ from anyio.lowlevel import checkpoint
 
 import asyncwasm as aw
 
-from .guests import GUEST, STARTER, Gate, check_stopped, guest, until, watching_offload
+from .guests import (
+    GUEST,
+    STARTER,
+    Gate,
+    check_stopped,
+    guest,
+    not_measured,
+    until,
+    watching_offload,
+)
 from .support import instance, module
 
+pytestmark = not_measured
 every_loop = pytest.mark.every_loop
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

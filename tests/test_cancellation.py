@@ -21,9 +21,19 @@ from anyio.lowlevel import checkpoint
 
 import asyncwasm as aw
 
-from .guests import STARTER, Gate, check_stopped, guest, setting, until, watching_offload
+from .guests import (
+    STARTER,
+    Gate,
+    check_stopped,
+    guest,
+    not_measured,
+    setting,
+    until,
+    watching_offload,
+)
 from .support import module, wasm
 
+pytestmark = not_measured
 every_loop = pytest.mark.every_loop
 
 

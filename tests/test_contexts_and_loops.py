@@ -16,8 +16,20 @@ import pytest
 
 import asyncwasm as aw
 
-from .guests import STARTER, Gate, check_stopped, guest, setting, until, watching_offload
+from .guests import (
+    GUEST,
+    STARTER,
+    Gate,
+    check_stopped,
+    guest,
+    not_measured,
+    setting,
+    until,
+    watching_offload,
+)
 from .support import module, wasm
+
+pytestmark = not_measured
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +351,7 @@ def test_instance_made_in_one_loop_is_used_in_a_loop_on_a_thread() -> None:
         return value
 
     async def make() -> aw.Instance:
-        return (await aw.instantiate(wasm_of_guest(), {"host": {"f": look}})).instance
+        return (await aw.instantiate(wasm(GUEST), {"host": {"f": look}})).instance
 
     made = asyncio.run(make())
     results: list[int] = []
@@ -354,12 +366,6 @@ def test_instance_made_in_one_loop_is_used_in_a_loop_on_a_thread() -> None:
 
     assert results == [5]
     assert seen[0] == seen[1] != threading.get_ident()
-
-
-def wasm_of_guest() -> bytes:
-    from .guests import GUEST
-
-    return wasm(GUEST)
 
 
 def test_loops_on_two_threads_spin_and_wait_independently() -> None:

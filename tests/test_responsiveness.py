@@ -19,11 +19,11 @@ from anyio.lowlevel import checkpoint
 
 import asyncwasm as aw
 
-from .guests import guest, until, watching_offload
+from .guests import guest, not_measured, until, watching_offload
 from .jsapi.helpers import leb128, section, vector
 from .support import instance
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, not_measured]
 every_loop = pytest.mark.every_loop
 
 LATE_SECONDS = 0.5

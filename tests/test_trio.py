@@ -13,9 +13,10 @@ import trio
 
 import asyncwasm as aw
 
-from .guests import STARTER, Gate, check_stopped, guest, watching_offload
+from .guests import STARTER, Gate, check_stopped, guest, not_measured, watching_offload
 from .support import ADD, module, wasm
 
+pytestmark = not_measured
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 

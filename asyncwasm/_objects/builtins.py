@@ -195,7 +195,10 @@ def _outside(name: str, start: int, end: int, length: int) -> Trap:
 def _from_char_code_array(scope: Scope, value: object, start: int, end: int) -> str:
     start, end = start & _UNSIGNED, end & _UNSIGNED
     given = _array(value, "fromCharCodeArray")
-    with scope.store.entered() as handle, CodeUnits(handle, scope.store.references, given) as chars:
+    with (
+        scope.store.entered(),
+        CodeUnits(scope.store.opened(), scope.store.references, given) as chars,
+    ):
         if not start <= end <= chars.length:
             raise _outside("fromCharCodeArray", start, end, chars.length)
         units = chars.read(start, end)
@@ -207,7 +210,10 @@ def _into_char_code_array(scope: Scope, string: object, value: object, start: in
     given = _array(value, "intoCharCodeArray")
     text = _text(string, "intoCharCodeArray")
     units = array("H", text.encode(_CODEC, "surrogatepass"))
-    with scope.store.entered() as handle, CodeUnits(handle, scope.store.references, given) as chars:
+    with (
+        scope.store.entered(),
+        CodeUnits(scope.store.opened(), scope.store.references, given) as chars,
+    ):
         if start + len(units) > chars.length:
             raise _outside("intoCharCodeArray", start, start + len(units), chars.length)
         chars.write(start, units)

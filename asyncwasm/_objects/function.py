@@ -231,7 +231,8 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 raise wrong_count(len(arguments), self._type, self._name)
             values = self._parameters.converted(arguments)
             store.check_turn()
-            with store.entered() as handle:
+            with store.entered():
+                handle = store.opened()
                 try:
                     store.prepare_direct()
                     error, trap, results = call_prepared(

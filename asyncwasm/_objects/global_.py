@@ -100,7 +100,8 @@ class Global(StoreObject):
         if self._type.value.heap in ("exn", "noexn"):
             raise TypeError(f"values of {self._type.value} cannot cross to the host")
         assert self._store is not None
-        with self._store.entered() as handle:
+        with self._store.entered():
+            handle = self._store.opened()
             return externs.global_get(handle, self._store.references, self._extern)
 
     @value.setter

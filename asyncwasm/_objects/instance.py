@@ -278,7 +278,8 @@ class Instance:
 
     def _export(self, declared: Export) -> Any:
         store = self._store
-        with store.entered() as handle:
+        with store.entered():
+            handle = store.opened()
             extern = export(handle, self._raw, declared.name)
         return _MAKERS[declared.kind](store, extern, declared, self._module)
 

@@ -145,7 +145,8 @@ class Memory(StoreObject):
             )
 
     def _make(self, store: Store) -> Extern:
-        with store.entered() as handle:
+        with store.entered():
+            handle = store.opened()
             extern = externs.new_memory(handle, self._type)
             if self._pages is not None:
                 view = externs.memory_view(handle, extern)
@@ -190,7 +191,8 @@ class Memory(StoreObject):
         if self._extern is None:
             return self._type.minimum * PAGE_BYTES
         assert self._store is not None
-        with self._store.entered() as handle:
+        with self._store.entered():
+            handle = self._store.opened()
             return externs.memory_bytes(handle, self._extern)
 
     @property
@@ -215,7 +217,8 @@ class Memory(StoreObject):
             view = self._own_shared().view()
         elif self._extern is not None:
             assert self._store is not None
-            with self._store.entered() as handle:
+            with self._store.entered():
+                handle = self._store.opened()
                 view = externs.memory_view(handle, self._extern)
         elif length:
             if self._pages is None:
@@ -296,7 +299,8 @@ class Memory(StoreObject):
             self._grow_unbound(old + delta)
             return old
         assert self._store is not None
-        with self._store.entered() as handle:
+        with self._store.entered():
+            handle = self._store.opened()
             try:
                 grown = externs.grow_memory(handle, self._extern, delta)
             except RangeError as exc:

@@ -134,7 +134,8 @@ class Table(StoreObject):
         if self._extern is None:
             return len(self._entries)
         assert self._store is not None
-        with self._store.entered() as handle:
+        with self._store.entered():
+            handle = self._store.opened()
             return externs.table_length(handle, self._extern)
 
     def __len__(self) -> int:
@@ -158,7 +159,8 @@ class Table(StoreObject):
                 raise self._outside(at, len(self._entries))
             return self._entries[at]
         assert self._store is not None
-        with self._store.entered() as handle:
+        with self._store.entered():
+            handle = self._store.opened()
             found, value = externs.table_get(handle, self._store.references, self._extern, at)
             if not found:
                 raise self._outside(at, externs.table_length(handle, self._extern))

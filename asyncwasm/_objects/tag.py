@@ -42,7 +42,8 @@ class Tag(StoreObject):
         return self
 
     def _make(self, store: Store) -> Extern:
-        with store.entered() as handle:
+        with store.entered():
+            handle = store.opened()
             return externs.new_tag(handle, self._type)
 
     @property
@@ -72,6 +73,7 @@ class _PythonTag(Tag):
         if not store.bound:
             store.bind(store.engine)
         with store.entered():
+            store.opened()
             extern = store.python_tag
         store.known[extern.key] = self
         return extern

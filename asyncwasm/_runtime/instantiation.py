@@ -71,7 +71,8 @@ class Instantiation(Operation):
         ):
             return super().poll()
         native = self._artifact.native(store.variant)
-        with store.entered(self) as handle:
+        with store.entered(self):
+            handle = store.opened(self)
             error, trap, self._instance = instantiate_directly(handle, native, externs)
         if error or trap:
             raise self._failure(error, trap)

@@ -342,6 +342,7 @@ class Operation:
             return ()
         # The request is on the guest's stack, which goes away when the store is closed.
         with self.store.entered(self):
+            self.store.opened(self)
             if row.numeric:
                 return self.fiber.request.unpack(row)
             return self.store.references.read_row(len(row.types), self.fiber.request.arguments)
@@ -357,6 +358,7 @@ class Operation:
                 packed = bytearray(row.val_bytes)
                 row.pack(packed, 0, values)
                 with self.store.entered(self):
+                    self.store.opened(self)
                     self.fiber.request.write(packed)
             else:
                 store = self.store
@@ -375,6 +377,7 @@ class Operation:
             self.fiber.action = action
             return
         with self.store.entered(self):
+            self.store.opened(self)
             action()
 
     def throw(self, exc: Exception) -> None:
@@ -490,6 +493,7 @@ class Call(Operation):
             values = results.unpack(fiber.memory, offset)
         else:
             with self.store.entered(self):
+                self.store.opened(self)
                 values = self.store.references.read_row(len(results.types), fiber.address + offset)
         return values[0] if len(values) == 1 else tuple(values)
 

@@ -14,8 +14,8 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from typing import Any, TypeVar
 
@@ -258,7 +258,8 @@ class Store:
             return None
         if self._native is None:
             return self._fuel
-        with self.entered() as handle:
+        with self.entered():
+            handle = self.opened()
             return externs.get_fuel(handle)
 
     @fuel.setter
@@ -274,7 +275,8 @@ class Store:
             self._fuel = amount
             if self._native is None:
                 return
-        with self.entered() as handle:
+        with self.entered():
+            handle = self.opened()
             errors.check(lib.wasmtime_context_set_fuel(handle.context, amount), RangeError)
 
     # entering
@@ -381,20 +383,27 @@ class Store:
             raise self.unavailable(operation)
         return handle
 
-    @contextmanager
-    def entered(self, operation: Operation | None = None) -> Iterator[StoreHandle]:
-        """Be inside the native store for a block."""
-        handle = self.ready(operation)
-        with handle.lock:
-            if not handle.open:
-                raise self.unavailable(operation)
-            yield handle
-        if handle.closing:
-            handle.close()
+    def entered(self, operation: Operation | None = None) -> AbstractContextManager[Any]:
+        """
+        Return the native store's lock, to be taken at once; then look at `opened`.
+
+        The lock itself, and no context manager of ours: a signal handler that raises could come
+        between the manager's taking it and the block that would let go of it.
+        """
+        lock: AbstractContextManager[Any] = self.ready(operation).lock
+        return lock
+
+    def opened(self, operation: Operation | None = None) -> StoreHandle:
+        """Return the native store; the caller has its lock."""
+        handle = self._native
+        if handle is None or not handle.open:
+            raise self.unavailable(operation)
+        return handle
 
     def allocate(self, action: Callable[[StoreHandle], T]) -> T:
         """Enter the native store and run *action*, which may make references there."""
-        with self.entered() as handle:
+        with self.entered():
+            handle = self.opened()
             results: list[T] = []
             self.allocate_inside(lambda: results.append(action(handle)))
             return results[0]
@@ -571,7 +580,8 @@ class Store:
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
         """Make *host* a function of the store, and return it raw."""
-        with self._bind_lock, self.entered() as handle:
+        with self._bind_lock, self.entered():
+            handle = self.opened()
             native: Handle = native_function_type(handle.engine, type)
             linker = Linker(handle)
             linker.define_host("", "", native, self.add_host(host))
@@ -654,7 +664,8 @@ class Store:
         return exc
 
     def _take_thrown(self) -> BaseException | None:
-        with self.entered() as handle:
+        with self.entered():
+            handle = self.opened()
             if not externs.has_exception(handle):
                 return None
             if self._scope is None:

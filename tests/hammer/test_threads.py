@@ -20,10 +20,10 @@ import pytest
 import asyncwasm as aw
 from asyncwasm._runtime.ticker import Ticker
 
-from ..guests import GUEST, guest
+from ..guests import GUEST, guest, not_measured
 from ..support import instance, module, wasm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, not_measured]
 
 
 @pytest.fixture(autouse=True)
