@@ -31,6 +31,7 @@ KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _LETTERS = {"i32": "i", "i64": "q", "f32": "f", "f64": "d", "v128": "16s"}
 _SIZES = {"i32": 4, "i64": 8, "f32": 4, "f64": 8, "v128": 16}
 _INFINITY = math.inf
+EXACT = frozenset((int, float))  # the types whose conversion runs nobody's code
 
 
 def to_integer(value: Any, bits: int, type: str) -> int:
@@ -142,8 +143,8 @@ class Row:
 
     def pack(self, memory: Any, offset: int, values: Sequence[Any]) -> None:
         """Write numeric *values* in the val layout; there must be as many as types."""
-        if self.checked:
-            values = self.converted(values)
+        if self.checked or not EXACT.issuperset(map(type, values)):
+            values = self.converted(values)  # once: it runs the user's code
         items = self._kinds.copy()
         items[1::2] = values
         try:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from .accelerator import speedups
-from .codec import RAW_BYTES, Row
+from .codec import EXACT, RAW_BYTES, Row
 from .handles import StoreHandle
 from .library import lib
 
@@ -64,6 +64,7 @@ def direct_call(
     lock, locked = handle.lock, handle.lock.locked
     single = len(results.types) == 1
     checked = parameters.checked
+    exact = EXACT.issuperset
     free: list[tuple[Any, Any, Any]] = []
 
     def buffer() -> tuple[Any, Any, Any]:
@@ -72,7 +73,7 @@ def direct_call(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(*arguments: Any) -> Any:
-        if handle._detour or checked or locked():
+        if handle._detour or checked or locked() or not exact(map(type, arguments)):
             return detour(arguments)
         try:
             lent = free.pop()
