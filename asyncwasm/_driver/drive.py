@@ -18,10 +18,10 @@ from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
-from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, State
+from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
 from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import HostCall, Operation, current
-from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
+from .signal import AsyncioSignal, TrioSignal, at_ease, closable_loop, new_signal
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -30,7 +30,19 @@ QUANTUM_SECONDS = 0.01  # on a thread, while others wait for one
 
 async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     """Call *function* on a fiber, and return its result."""
-    return await drive(function._operation(arguments))
+    if not at_ease():
+        await checkpoint_if_cancelled()
+    outcome = function._quick(arguments)
+    if outcome is NotImplemented:
+        operation = function._operation(arguments)
+        if operation.store.engine.ticker.gives_way():
+            await checkpoint()
+    elif outcome.__class__ is Fiber:
+        operation = function._operation(arguments, outcome)
+        del outcome
+    else:
+        return outcome
+    return await _drive(operation)
 
 
 async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
@@ -47,6 +59,10 @@ async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
+    return await _drive(operation)
+
+
+async def _drive(operation: Operation) -> Any:
     now = operation.store.engine.ticker.now
     state: State | tuple[Any, ...] | None = None
     try:

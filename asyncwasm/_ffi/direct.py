@@ -16,7 +16,7 @@ from typing import Any
 
 from .accelerator import speedups
 from .codec import EXACT, RAW_BYTES, Row
-from .handles import StoreHandle
+from .handles import FAR, StoreHandle
 from .library import lib
 
 _HEADER = 16  # the trap, padded
@@ -39,9 +39,9 @@ def direct_call(
     more care; *failed* makes the exception of an error and a trap pointer; *held* is told
     about calls longer than *hold_seconds*.
     """
-    if speedups is not None and _plain(parameters) and _plain(results):
+    if speedups is not None and plain(parameters) and plain(results):
         return speedups.Direct(  # type: ignore[no-any-return]
-            handle.lock,
+            handle,
             handle.context,
             function,
             letters(parameters),
@@ -49,7 +49,6 @@ def direct_call(
             detour,
             failed,
             held,
-            handle.close,
             hold_seconds,
         )
     native = lib.undeclared("wasmtime_func_call_unchecked")
@@ -73,7 +72,7 @@ def direct_call(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(*arguments: Any) -> Any:
-        if handle._detour or checked or locked() or not exact(map(type, arguments)):
+        if handle.detour or checked or locked() or not exact(map(type, arguments)):
             return detour(arguments)
         try:
             lent = free.pop()
@@ -89,8 +88,10 @@ def direct_call(
         with lock:
             if not handle.open:
                 return detour(arguments)
+            if handle.near:
+                handle.set_deadline(FAR)
             error = native(context, callee, values, length, trap)
-        if handle._closing:
+        if handle.closing:
             handle.close()
         seconds = perf_counter() - started
         outcome = unpack(memory)
@@ -110,7 +111,8 @@ def letters(row: Row) -> str:
     return "".join(_LETTERS[type] for type in row.types)
 
 
-def _plain(row: Row) -> bool:
+def plain(row: Row) -> bool:
+    """Return whether the accelerator can convert the values."""
     return len(row.types) <= speedups.MOST_VALUES and not row.checked
 
 

@@ -64,7 +64,29 @@ class Handle:
         self.close()
 
 
-class StoreHandle:
+FAR = 1 << 60  # ticks: 36 million years
+NEAR = 1
+
+
+class _PureGate:
+    """Who is inside of a store, and what those who want in have to know."""
+
+    __slots__ = ("closing", "detour", "guarded", "handed", "lock", "near", "quick")
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.Lock()
+        self.closing = False  # the store is to be deleted by whoever leaves it last
+        self.detour = False  # a direct call must look closer before it enters
+        self.guarded = False  # guests of the store can hold references
+        self.near = False  # the guest yields at the next tick
+        self.quick = False  # an awaited call may begin before anybody knows about it
+        self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
+
+
+Gate: type[_PureGate] = _PureGate if speedups is None else speedups.Gate
+
+
+class StoreHandle(Gate):  # type: ignore[misc,valid-type]  # may be in C, which is its own lock
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
 
@@ -76,26 +98,19 @@ class StoreHandle:
 
     __slots__ = (
         "__weakref__",
-        "_closing",
-        "_detour",
         "_generation",
-        "_guarded",
         "_views",
         "_views_lock",
         "context",
         "engine",
         "futures",
-        "lock",
         "open",
         "pointer",
     )
 
     def __init__(self, engine: Handle) -> None:
+        super().__init__()
         accelerator.bind()
-        self.lock: Any = threading.Lock() if speedups is None else speedups.Gate()
-        self._closing = False
-        self._guarded = False
-        self._detour = False
         self.open = True
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
@@ -110,40 +125,14 @@ class StoreHandle:
         """Whether this process made the store."""
         return self._generation == _Process.generation
 
-    # What the accelerator looks at too lives in its gate as well.
-
-    @property
-    def closing(self) -> bool:
-        """Whether the store is to be deleted by whoever leaves it last."""
-        return self._closing
-
-    @property
-    def guarded(self) -> bool:
-        """Whether guests of the store can hold references."""
-        return self._guarded
-
-    @guarded.setter
-    def guarded(self, guarded: bool) -> None:
-        self._guarded = guarded
-        if speedups is not None:
-            self.lock.guarded = guarded
-
-    @property
-    def detour(self) -> bool:
-        """Whether a direct call must look closer before it enters."""
-        return self._detour
-
-    @detour.setter
-    def detour(self, detour: bool) -> None:
-        self._detour = detour
-        if speedups is not None:
-            self.lock.detour = detour
+    def set_deadline(self, ticks: int) -> None:
+        """Have the guest yield, or end, after *ticks*. The caller is inside."""
+        self.near = ticks == NEAR
+        lib.wasmtime_context_set_epoch_deadline(self.context, ticks)
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
-        self._closing = True
-        if speedups is not None:
-            self.lock.closed = True
+        self.closing = True
         if not self.lock.acquire(False):
             return  # whoever is inside comes back here when it leaves
         try:

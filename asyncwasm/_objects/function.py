@@ -16,6 +16,8 @@ from .._errors import SuspendError
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
 from .._ffi.direct import Called, call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
+from .._ffi.fiber import Fiber
+from .._ffi.quick import Quick, not_quick, quick_call
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
@@ -92,6 +94,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         "_extern",
         "_name",
         "_parameters",
+        "_quick",
         "_refused",
         "_results",
         "_store",
@@ -127,6 +130,14 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 self._held,
                 guard.BLOCKING_SECONDS,
             )
+            self._quick = quick_call(
+                store.handle,
+                raw,
+                self._parameters,
+                self._results,
+                store.engine.ticker.clock,
+                self._failed,
+            )
         return self
 
     def _setup(self, type: FunctionType, name: str, concrete: Sequence[int]) -> None:
@@ -137,6 +148,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         self._parameters: Row = row(type.parameters)
         self._results: Row = row(type.results)
         self._direct: Callable[..., Any] = lambda *arguments: self._detour(arguments)
+        self._quick: Quick = not_quick
 
     @property
     def name(self) -> str:
@@ -200,14 +212,14 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     def _raw_in(self, store: Store) -> tuple[int, int]:
         return self._bind(store).raw
 
-    def _operation(self, arguments: Sequence[Any]) -> Call:
+    def _operation(self, arguments: Sequence[Any], fiber: Fiber | None = None) -> Call:
         if self._refused:
             raise cannot_cross(self._type)
         if len(arguments) != len(self._parameters.types):
             raise wrong_count(len(arguments), self._type, self._name)
         store = self._store
         assert store is not None and self._extern is not None
-        if not self._parameters.numeric:
+        if fiber is None and not self._parameters.numeric:
             arguments = store.references.prepare_row(self._parameters, arguments, self._concrete)
         return Call(
             store,
@@ -217,6 +229,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
             self._results,
             arguments,
             self._concrete,
+            fiber,
         )
 
     def _detour(self, arguments: tuple[Any, ...]) -> Any:

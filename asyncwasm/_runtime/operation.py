@@ -185,8 +185,14 @@ class Operation:
         """Take the room in the store, and return whether it was free."""
         make_sure_of_room(LEAVE_FRAMES)
         self.store.entering(self)
-        self.lane = self.store.lane(self.outer)
-        return self.lane is None or self.lane.take(self)
+        lane = self.lane = self.store.lane(self.outer)
+        if lane is None:
+            return True
+        if lane.current is None and self.store.bound:
+            # Nobody has the room, but somebody may be inside: a quick call on another thread,
+            # which takes the room when it is not over soon.
+            self.store.ready(self)
+        return lane.take(self)
 
     @property
     def lost(self) -> bool:
@@ -458,6 +464,7 @@ class Call(Operation):
         results: Row,
         arguments: Sequence[Any],
         concrete: Sequence[int],
+        fiber: Fiber | None = None,  # that runs already
     ) -> None:
         super().__init__(store)
         self._raw = raw
@@ -466,6 +473,10 @@ class Call(Operation):
         self._results = results
         self._arguments = arguments
         self._concrete = concrete
+        if fiber is not None:
+            self.fiber = fiber
+            self.begun = True
+            return
         self.fiber = Fiber(store.handle, parameters.val_bytes + results.val_bytes)
         if parameters.numeric:  # converted here, because that runs the user's code
             parameters.pack(self.fiber.memory, ARGUMENTS, arguments)
