@@ -43,7 +43,7 @@ static struct {
 static uint64_t generation; /* counts forks */
 
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
-static PyObject *name_current, *name_close, *name_futures;
+static PyObject *name_active, *name_children, *name_close, *name_current, *name_futures;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -93,6 +93,7 @@ typedef struct {
     bool detour;  /* a direct call must look closer before it enters */
     bool guarded; /* guests of the store can hold references */
     bool near;    /* the guest yields at the next tick */
+    bool pending; /* whoever is inside has to finish the closing */
     bool quick;   /* an awaited call may begin before anybody knows about it */
     int waiting;  /* those who have to get in: nobody else does before them */
     uint64_t generation;
@@ -140,10 +141,34 @@ Gate_enter(Gate *self, PyObject *unused)
     Py_RETURN_TRUE;
 }
 
+/* Leave, and finish a close that found somebody inside; keeps an exception that is on its way. */
+static int
+leave(Gate *self)
+{
+    self->inside = false;
+    if (!self->pending) {
+        return 0;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    self->pending = false;
+    PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self, name_close);
+    if (done == NULL && type != NULL) {
+        PyErr_WriteUnraisable((PyObject *)self);
+    }
+    if (type != NULL) {
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(done);
+    return done == NULL && type == NULL ? -1 : 0;
+}
+
 static PyObject *
 Gate_exit(Gate *self, PyObject *const *args, Py_ssize_t count)
 {
-    self->inside = false;
+    if (leave(self) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -160,7 +185,9 @@ Gate_acquire(Gate *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Gate_release(Gate *self, PyObject *unused)
 {
-    self->inside = false;
+    if (leave(self) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -195,6 +222,7 @@ static PyMemberDef Gate_members[] = {
     {"detour", T_BOOL, offsetof(Gate, detour), 0, NULL},
     {"guarded", T_BOOL, offsetof(Gate, guarded), 0, NULL},
     {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
+    {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
     {NULL},
@@ -364,15 +392,6 @@ typedef struct {
 
 static PyTypeObject Direct_Type;
 
-/* Finish a close that found somebody inside. */
-static int
-finish_closing(Gate *gate)
-{
-    PyObject *done = PyObject_CallMethodNoArgs((PyObject *)gate, name_close);
-    Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
-}
-
 /* Raise the exception that `failed` makes. */
 static void
 raise_failed(PyObject *failed, void *error, void *trap)
@@ -432,12 +451,9 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
     PyThreadState *thread = PyEval_SaveThread();
     void *error = api.call_unchecked(self->context, self->function, values, length, &trap);
     PyEval_RestoreThread(thread);
-    gate->inside = false;
     PyObject *result = NULL;
-    if (gate->closing) { /* by another thread, meanwhile: it is for us to finish that */
-        if (finish_closing(gate) < 0) {
-            goto leave;
-        }
+    if (leave(gate) < 0) {
+        goto leave;
     }
     if (error != NULL || trap != NULL) {
         raise_failed(self->failed, error, trap);
@@ -657,11 +673,12 @@ static PyTypeObject Callable_Type = {
     .tp_getset = Callable_getset,
 };
 
-/* ---- Host: a plain Python function with plain numbers ---- */
+/* ---- Host: a Python function with plain numbers ---- */
 
 typedef struct {
     PyObject_HEAD
     PyObject *callable;
+    bool suspending; /* what it returns is awaited */
     Py_ssize_t parameters, results;
     char letters[2 * MOST_VALUES];
 } Host;
@@ -672,7 +689,8 @@ static PyObject *
 Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *callable, *parameters, *results;
-    if (!PyArg_ParseTuple(args, "OUU", &callable, &parameters, &results)) {
+    int suspending;
+    if (!PyArg_ParseTuple(args, "OUUp", &callable, &parameters, &results, &suspending)) {
         return NULL;
     }
     Host *self = (Host *)type->tp_alloc(type, 0);
@@ -680,6 +698,7 @@ Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->callable = Py_NewRef(callable);
+    self->suspending = suspending;
     if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
         take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
         Py_DECREF(self);
@@ -959,22 +978,89 @@ Fiber_poll(Fiber *self, PyObject *unused)
     return result;
 }
 
+/* The host that the guest has called, NULL if it has to be called the slow way. */
+static Host *
+requested_host(head *own, PyObject *hosts)
+{
+    PyObject *entry = own->requested && PyList_CheckExact(hosts) &&
+                              (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
+                          ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
+                          : NULL;
+    return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+}
+
+/* Answer the request with what its host has returned; false if that has to be done the slow way. */
+static bool
+answer_plainly(head *own, Host *host, PyObject *answer)
+{
+    if (host->results > 1) {
+        return false;
+    }
+    if (host->results == 1) {
+        unsigned char *to = (unsigned char *)(uintptr_t)own->results;
+        char letter = host->letters[MOST_VALUES];
+        if (!encode(letter, answer, to + 8)) {
+            return false;
+        }
+        to[0] = kinds[(unsigned char)letter];
+    }
+    own->requested = 0;
+    own->flag = 1;
+    return true;
+}
+
+/* Whether something that a host has started is on top of the operation; -1 for an error. */
+static int
+is_occupied(PyObject *operation)
+{
+    PyObject *children = PyObject_GetAttr(operation, name_children), *current;
+    if (children == NULL || children == Py_None) {
+        Py_XDECREF(children);
+        return children == NULL ? -1 : 0;
+    }
+    current = PyObject_GetAttr(children, name_current);
+    Py_DECREF(children);
+    Py_XDECREF(current);
+    return current == NULL ? -1 : current != Py_None;
+}
+
+/* answer(gate, hosts, value) -> whether the request has been answered */
+static PyObject *
+Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "answer(gate, hosts, value)");
+        return NULL;
+    }
+    Gate *gate = (Gate *)args[0];
+    head *own = self->head;
+    if (gate->inside || gate->waiting || gate->closing || gate->generation != generation ||
+        own->future == NULL) {
+        Py_RETURN_FALSE;
+    }
+    Host *host = requested_host(own, args[1]);
+    return PyBool_FromLong(host != NULL && answer_plainly(own, host, args[2]));
+}
+
 /*
- * advance(gate, hosts, variable, call, children, seconds) -> state | (value,) | (None, exception)
+ * advance(gate, hosts, variable, call type, operation, seconds, awaits)
+ *     -> state | (value,) | (None, exception) | (awaitable, call, token)
  *
  * Poll, and answer requests of plain hosts, until something else is to be done or the time is
- * over. A tuple hands back what a host has returned or raised, for the slow way. `call` is the
- * value of the context variable while hosts run, `children` the lane of what they start.
+ * over. One or two values hand back what a host has returned or raised, for the slow way; three
+ * what one that suspends has returned, if the caller `awaits` it, and the context variable stays
+ * set. Its value while hosts run is a call of the operation.
  */
 static PyObject *
 Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 6 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyList_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "advance(gate, hosts, variable, call, children, seconds)");
+    if (count != 7 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "advance(gate, hosts, variable, call type, operation, seconds, awaits)");
         return NULL;
     }
     Gate *gate = (Gate *)args[0];
-    PyObject *hosts = args[1], *call = args[3], *token = NULL, *result = NULL;
+    PyObject *hosts = args[1], *call = NULL, *token = NULL, *result = NULL;
     double end = PyFloat_AsDouble(args[5]);
     head *own = self->head;
     if (end == -1.0 && PyErr_Occurred()) {
@@ -994,9 +1080,10 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         }
         gate->inside = true;
         bool done = poll_now(own);
-        gate->inside = false;
         if (self->failure != NULL) {
             raise_failure(self);
+        }
+        if (leave(gate) < 0 || PyErr_Occurred()) {
             break;
         }
         if (done) {
@@ -1007,16 +1094,14 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             result = Py_NewRef(state_yielded);
             break;
         }
-        PyObject *entry = (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
-                              ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
-                              : NULL;
-        if (entry == NULL || !Py_IS_TYPE(entry, &Host_Type)) {
+        Host *host = requested_host(own, hosts);
+        if (host == NULL || (host->suspending && args[6] != Py_True)) {
             result = Py_NewRef(state_import);
             break;
         }
-        Host *host = (Host *)entry;
         if (token == NULL) {
-            token = PyContextVar_Set(args[2], call);
+            call = PyObject_CallOneArg(args[3], args[4]);
+            token = call == NULL ? NULL : PyContextVar_Set(args[2], call);
             if (token == NULL) {
                 break;
             }
@@ -1032,14 +1117,23 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             values[++made] = value;
         }
         PyObject *answer = NULL;
+        Py_INCREF(host);
         if (made == host->parameters) {
-            Py_INCREF(host);
             answer = PyObject_Vectorcall(host->callable, values + 1,
                                          made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-            Py_DECREF(host);
         }
         while (made > 0) {
             Py_DECREF(values[made--]);
+        }
+        if (answer != NULL && host->suspending) {
+            Py_DECREF(host);
+            result = PyTuple_Pack(3, answer, call, token);
+            Py_DECREF(answer);
+            if (result != NULL) {
+                Py_CLEAR(token);
+                Py_CLEAR(call);
+            }
+            break;
         }
         if (answer != NULL && PyErr_CheckSignals() < 0) {
             Py_CLEAR(answer);
@@ -1047,6 +1141,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         if (answer == NULL) {
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
+            Py_DECREF(host);
             PyErr_NormalizeException(&type, &value, &traceback);
             if (traceback != NULL) {
                 PyException_SetTraceback(value, traceback);
@@ -1057,45 +1152,36 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             Py_XDECREF(traceback);
             break;
         }
-        PyObject *occupied = PyObject_GetAttr(args[4], name_current);
-        if (occupied == NULL) {
+        int occupied = is_occupied(args[4]);
+        if (occupied < 0) {
+            Py_DECREF(host);
             Py_DECREF(answer);
             break;
         }
-        Py_DECREF(occupied);
-        bool plain = occupied == Py_None && !PyCoro_CheckExact(answer) && !gate->closing &&
-                     gate->generation == generation && own->future != NULL;
-        if (plain && host->results == 1) {
-            unsigned char *to = (unsigned char *)(uintptr_t)own->results;
-            char letter = host->letters[MOST_VALUES];
-            plain = encode(letter, answer, to + 8);
-            if (plain) {
-                to[0] = kinds[(unsigned char)letter];
-            }
-        }
-        else if (host->results > 1) {
-            plain = false;
-        }
+        bool plain = !occupied && !PyCoro_CheckExact(answer) && !gate->closing &&
+                     gate->generation == generation && own->future != NULL &&
+                     answer_plainly(own, host, answer);
+        Py_DECREF(host);
         if (!plain) {
             result = PyTuple_Pack(1, answer);
             Py_DECREF(answer);
             break;
         }
         Py_DECREF(answer);
-        own->requested = 0;
-        own->flag = 1;
         if (fine_seconds() >= end) {
             result = Py_NewRef(state_answered);
             break;
         }
     }
-    if (token != NULL) {
+    if (call != NULL) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
-        if (PyContextVar_Reset(args[2], token) < 0) {
+        if ((token != NULL && PyContextVar_Reset(args[2], token) < 0) ||
+            PyObject_SetAttr(call, name_active, Py_False) < 0) {
             PyErr_WriteUnraisable(args[2]);
         }
-        Py_DECREF(token);
+        Py_XDECREF(token);
+        Py_DECREF(call);
         PyErr_Restore(type, value, traceback);
     }
     Py_DECREF(self);
@@ -1185,6 +1271,7 @@ static PyMethodDef Fiber_methods[] = {
     {"begin_call", (PyCFunction)Fiber_begin_call, METH_VARARGS, NULL},
     {"poll", (PyCFunction)Fiber_poll, METH_O, NULL},
     {"advance", (PyCFunction)(void (*)(void))Fiber_advance, METH_FASTCALL, NULL},
+    {"answer", (PyCFunction)(void (*)(void))Fiber_answer, METH_FASTCALL, NULL},
     {"resume", (PyCFunction)Fiber_resume, METH_NOARGS, NULL},
     {NULL},
 };
@@ -1395,8 +1482,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     if (!done) {
         result = Quick_hand_over(self, memory);
     }
-    gate->inside = false;
-    if (gate->closing && finish_closing(gate) < 0) { /* by another thread, meanwhile */
+    if (leave(gate) < 0) {
         Py_CLEAR(result);
         goto leave;
     }
@@ -1528,7 +1614,23 @@ import_callback(PyObject *module, PyObject *unused)
     return PyLong_FromVoidPtr((void *)(uintptr_t)on_import);
 }
 
+/* has_room(frames) -> whether the recursion limit allows for that many Python frames */
+static PyObject *
+has_room(PyObject *module, PyObject *frames)
+{
+    long wanted = PyLong_AsLong(frames);
+    if (wanted == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+#if PY_VERSION_HEX < 0x030C0000
+    return PyBool_FromLong(PyThreadState_Get()->recursion_remaining > wanted);
+#else
+    return PyBool_FromLong(PyThreadState_Get()->py_recursion_remaining > wanted);
+#endif
+}
+
 static PyMethodDef methods[] = {
+    {"has_room", has_room, METH_O, NULL},
     {"bind", bind, METH_VARARGS, NULL},
     {"forked", forked, METH_NOARGS, NULL},
     {"import_callback", import_callback, METH_NOARGS, NULL},
@@ -1546,9 +1648,12 @@ fill(PyObject *module)
         }
     }
     name_current = PyUnicode_InternFromString("_current");
+    name_active = PyUnicode_InternFromString("active");
+    name_children = PyUnicode_InternFromString("_children");
     name_close = PyUnicode_InternFromString("close");
     name_futures = PyUnicode_InternFromString("futures");
-    if (name_current == NULL || name_close == NULL || name_futures == NULL) {
+    if (name_active == NULL || name_children == NULL || name_close == NULL ||
+        name_current == NULL || name_futures == NULL) {
         return -1;
     }
     return PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import inspect
 from time import perf_counter
+from types import CoroutineType
 from typing import Any
 
 from anyio import ClosedResourceError
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
 from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import HostCall, Operation, current
-from .signal import AsyncioSignal, TrioSignal, at_ease, closable_loop, new_signal
+from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
+from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -75,12 +76,14 @@ async def _drive(operation: Operation) -> Any:
             operation.loop = closable_loop()
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
-                if isinstance(state, tuple):
-                    if operation.children.current is not None:
+                if state is IMPORT:
+                    await _call_host(operation)
+                elif isinstance(state, tuple) and len(state) == 3:
+                    await _call_host(operation, state)
+                elif isinstance(state, tuple):
+                    if operation.occupied:
                         await _wait_for_children(operation)
                     operation.settle(state)
-                elif state is IMPORT:
-                    await _call_host(operation)
                 # Also after an import that was awaited: whether the loop has run meanwhile
                 # cannot be told, and an import that has its answer at hand does not let it.
                 if now() - started >= SLICE_SECONDS:
@@ -125,25 +128,32 @@ async def _wait_for_turn(operation: Operation) -> None:
         raise
 
 
-async def _call_host(operation: Operation) -> None:
-    """Answer the guest's request."""
-    host = operation.host
-    call = HostCall(operation)
-    token = current.set(call)
+async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None) -> None:
+    """Answer the guest's request; *begun* is what a suspending host has returned already."""
+    call: HostCall
+    if begun is None:
+        call = HostCall(operation)
+        token = current.set(call)
+    else:
+        value, call, token = begun
     try:
-        value = host.callable(*operation.arguments())
-        if not host.suspending:
-            value = host.checked(value)
-        elif inspect.isawaitable(value):
+        if begun is None:
+            host = operation.host
+            value = host.callable(*operation.arguments())
+            if not host.suspending:
+                value = host.checked(value)
+            elif inspect.isawaitable(value):
+                value = await value
+        elif value.__class__ is CoroutineType or inspect.isawaitable(value):
             value = await value
         call.active = False
-        if operation.children.current is not None:
+        if operation.occupied:
             await _wait_for_children(operation)
         operation.answer(value)
     except Trap:
         raise
     except Exception as exc:
-        if operation.children.current is not None:
+        if operation.occupied:
             call.active = False
             await _wait_for_children(operation)
         operation.throw(exc)

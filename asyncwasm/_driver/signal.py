@@ -8,7 +8,6 @@ block the waking thread.
 from __future__ import annotations
 
 import sys
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -120,39 +119,6 @@ def in_trio() -> bool:
 def new_signal() -> AsyncioSignal | TrioSignal:
     """Return a signal of the running loop."""
     return TrioSignal() if in_trio() else AsyncioSignal()
-
-
-def at_ease() -> bool:
-    """
-    Return whether no cancel scope of anyio is around the caller, a task of asyncio.
-
-    Looked up where anyio keeps its own records, because asking it costs more than a short call
-    of wasm. False where that cannot be told.
-    """
-    try:
-        task = _current_task()
-        if task is None:
-            return False
-        record = _records(weakref.ref(task))
-        return record is None or record.cancel_scope is None
-    except (RuntimeError, AttributeError):  # no loop of asyncio runs, or anyio has changed
-        return False
-    except TypeError:
-        _look_up()
-        return False
-
-
-_current_task: Any = None
-_records: Any = None  # looks a weak reference to a task up
-
-
-def _look_up() -> None:
-    global _current_task, _records
-    backend = sys.modules.get("anyio._backends._asyncio")
-    states = getattr(backend, "_task_states", None)
-    if isinstance(states, weakref.WeakKeyDictionary):
-        _records = states.data.get
-        _current_task = asyncio.current_task
 
 
 def running_loop() -> object:

@@ -91,7 +91,7 @@ def direct_call(
             if handle.near:
                 handle.set_deadline(FAR)
             error = native(context, callee, values, length, trap)
-        if handle.closing:
+        if handle.pending:
             handle.close()
         seconds = perf_counter() - started
         outcome = unpack(memory)
@@ -116,13 +116,15 @@ def plain(row: Row) -> bool:
     return len(row.types) <= speedups.MOST_VALUES and not row.checked
 
 
-def plain_host(callable: Callable[..., Any], parameters: Row, results: Row) -> Any:
+def plain_host(
+    callable: Callable[..., Any], parameters: Row, results: Row, suspending: bool
+) -> Any:
     """Return the accelerator's form of a host function, None if it has to go the slow way."""
     if speedups is None or not (parameters.numeric and results.numeric):
         return None
     if max(len(parameters.types), len(results.types)) > speedups.MOST_VALUES:
         return None
-    return speedups.Host(callable, letters(parameters), letters(results))
+    return speedups.Host(callable, letters(parameters), letters(results), suspending)
 
 
 _LETTERS = {"i32": "i", "i64": "q", "f32": "f", "f64": "d", "v128": "v"}

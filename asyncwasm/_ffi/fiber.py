@@ -333,6 +333,8 @@ STEP_FRAMES = 24
 
 def make_sure_of_room(frames: int) -> None:
     """Raise RecursionError here rather than on the fiber, or inside of ctypes."""
+    if speedups is not None and speedups.has_room(frames):
+        return
     if frames:
         make_sure_of_room(frames - 1)
 

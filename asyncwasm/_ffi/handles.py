@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import accelerator
 from .accelerator import speedups
@@ -71,22 +71,26 @@ NEAR = 1
 class _PureGate:
     """Who is inside of a store, and what those who want in have to know."""
 
-    __slots__ = ("closing", "detour", "guarded", "handed", "lock", "near", "quick")
+    __slots__ = ("closing", "detour", "guarded", "handed", "lock", "near", "pending", "quick")
 
     def __init__(self) -> None:
         self.lock: Any = threading.Lock()
         self.closing = False  # the store is to be deleted by whoever leaves it last
         self.detour = False  # a direct call must look closer before it enters
         self.guarded = False  # guests of the store can hold references
+        self.pending = False  # whoever is inside has to finish the closing
         self.near = False  # the guest yields at the next tick
         self.quick = False  # an awaited call may begin before anybody knows about it
         self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
 
 
-Gate: type[_PureGate] = _PureGate if speedups is None else speedups.Gate
+if TYPE_CHECKING:
+    Gate = _PureGate
+else:  # the one in C is its own lock
+    Gate = _PureGate if speedups is None else speedups.Gate
 
 
-class StoreHandle(Gate):  # type: ignore[misc,valid-type]  # may be in C, which is its own lock
+class StoreHandle(Gate):
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
 
@@ -132,9 +136,10 @@ class StoreHandle(Gate):  # type: ignore[misc,valid-type]  # may be in C, which 
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
-        self.closing = True
+        self.closing = self.pending = True
         if not self.lock.acquire(False):
             return  # whoever is inside comes back here when it leaves
+        self.pending = False
         try:
             self._finish()
         finally:

@@ -162,7 +162,9 @@ def _pure_quick_call(
                 set_at = clock.ticks
                 handle.set_deadline(NEAR)
             clock.needed = True
-            future = call(context, callee, arguments_at, taken, values_at, returned, trap_at, error_at)
+            future = call(
+                context, callee, arguments_at, taken, values_at, returned, trap_at, error_at
+            )
             future_at = pointer(future)
             try:
                 done = poll(future_at)
@@ -174,7 +176,7 @@ def _pure_quick_call(
             else:
                 fiber.own(future)
                 handle.handed = weakref.ref(fiber)
-        if handle.closing:
+        if handle.pending:
             handle.close()
         if not done:
             return fiber

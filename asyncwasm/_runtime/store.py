@@ -505,19 +505,26 @@ class Store:
 
     def prepare_fiber(self) -> None:
         """Set the clock so that the guest yields at the next tick. The caller is inside."""
-        assert self._native is not None
+        handle = self._native
+        assert handle is not None
         if not self._asynchronous:
             self._asynchronous = True
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(self._native.context, NEAR)
-        if not self._native.near:
-            self._native.set_deadline(NEAR)
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+        if not handle.near:
+            handle.set_deadline(NEAR)
         ticker = self.engine.ticker
         ticker.need()
         if ticker.stride != self._stride:
             self._stride = ticker.stride
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(
-                self._native.context, self._stride
-            )
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, self._stride)
+
+    def goes_on_ticking(self) -> bool:
+        """Keep the clock ticking for a fiber that was prepared; False if that has to be done anew."""
+        clock = self.engine.ticker.clock
+        if clock.parked or clock.manual or self._stride != NEAR or not self.handle.near:
+            return False
+        clock.needed = True
+        return True
 
     def prepare_direct(self) -> None:
         """
@@ -574,7 +581,7 @@ class Store:
                 # Else its traceback would keep frames and locals until the collector runs.
                 self._raised = False
                 self.references.collect()
-        if handle.closing:
+        if handle.pending:
             handle.close()
 
     # host functions
@@ -583,7 +590,7 @@ class Store:
         """Give *host* a number."""
         self.hosts.append(host)
         self.plain_hosts.append(
-            None if host.suspending else plain_host(host.callable, host.parameters, host.results)
+            plain_host(host.callable, host.parameters, host.results, host.suspending)
         )
         self.handle.detour = True
         self.handle.quick = False  # until an operation has found out whether it may be

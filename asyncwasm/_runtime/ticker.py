@@ -51,10 +51,11 @@ class Ticker:
 
     def need(self) -> None:
         """Keep ticking for a while."""
-        self.clock.needed = True
-        if self.clock.parked:
+        clock = self.clock
+        clock.needed = True
+        if clock.parked:
             self._start()
-        if self.clock.manual:
+        if clock.manual:
             self._pass_one()
 
     def gives_way(self) -> bool:
