@@ -1314,8 +1314,13 @@ typedef struct {
     PyObject_HEAD
     bool needed, parked;
     int manual;
-    unsigned long long ticks, last, since;
+    unsigned long long ticks;
 } Clock;
+
+static THREAD_LOCAL struct {
+    unsigned long long last, since;
+    bool over;
+} turn;
 
 static PyObject *
 Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -1328,23 +1333,39 @@ Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 }
 
 static bool
-in_streak(Clock *self)
+in_streak(Clock *self, bool ran)
 {
-    if (self->ticks - self->last > 1) {
-        self->since = self->ticks;
+    if (self->manual) {
+        return false;
     }
-    self->last = self->ticks;
-    return self->ticks - self->since >= STREAK_TICKS;
+    if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
+        turn.since = self->ticks;
+        turn.over = false;
+    }
+    else if (self->ticks - turn.since >= STREAK_TICKS) {
+        turn.over = true;
+    }
+    turn.last = self->ticks;
+    return turn.over;
 }
 
 static PyObject *
-Clock_streak(Clock *self, PyObject *unused)
+Clock_new_turn(Clock *self, PyObject *unused)
 {
-    return PyBool_FromLong(in_streak(self));
+    turn.last = turn.since = self->ticks;
+    turn.over = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
+{
+    return PyBool_FromLong(in_streak(self, count > 0 && args[0] == Py_True));
 }
 
 static PyMethodDef Clock_methods[] = {
-    {"streak", (PyCFunction)Clock_streak, METH_NOARGS, NULL},
+    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
+    {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
     {NULL},
 };
 
@@ -1353,8 +1374,6 @@ static PyMemberDef Clock_members[] = {
     {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
     {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
     {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
-    {"last", T_ULONGLONG, offsetof(Clock, last), 0, NULL},
-    {"since", T_ULONGLONG, offsetof(Clock, since), 0, NULL},
     {NULL},
 };
 
@@ -1434,7 +1453,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     Py_ssize_t count = PyTuple_GET_SIZE(given);
     if (!gate->quick || gate->inside || gate->waiting || gate->closing ||
         gate->generation != generation || clock->parked || clock->manual ||
-        count != self->parameters || in_streak(clock)) {
+        count != self->parameters || in_streak(clock, false)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
     PyObject *result = NULL,
@@ -1479,6 +1498,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     }
     PyEval_RestoreThread(thread);
     polled = previous;
+    turn.last = clock->ticks;
     if (!done) {
         result = Quick_hand_over(self, memory);
     }

@@ -23,6 +23,7 @@ from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import HostCall, Operation, current
 from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
+from .turns import wait_for_turn
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -36,8 +37,7 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     outcome = function._quick(arguments)
     if outcome is NotImplemented:
         operation = function._operation(arguments)
-        if operation.store.engine.ticker.gives_way():
-            await checkpoint()
+        await wait_for_turn(operation.store.engine.ticker.clock)
     elif outcome.__class__ is Fiber:
         operation = function._operation(arguments, outcome)
         del outcome
@@ -60,11 +60,13 @@ async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
+    await wait_for_turn(operation.store.engine.ticker.clock)
     return await _drive(operation)
 
 
 async def _drive(operation: Operation) -> Any:
-    now = operation.store.engine.ticker.now
+    ticker = operation.store.engine.ticker
+    now, clock = ticker.now, ticker.clock
     state: State | tuple[Any, ...] | None = None
     try:
         if not operation.enter():
@@ -92,7 +94,7 @@ async def _drive(operation: Operation) -> Any:
                 slices = 0
             elif now() - started >= SLICE_SECONDS:
                 slices += 1
-                if slices > INLINE_SLICES and _may_move(operation):
+                if (slices > INLINE_SLICES or clock.streak(True)) and _may_move(operation):
                     state = await _poll_on_thread(operation)
                     started = now()
                     slices = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -28,26 +29,50 @@ from .library import lib
 _STREAK_TICKS = 2
 
 
-class PureClock:
-    """What a ticker and quick calls tell each other."""
+class _Turn(threading.local):
+    """How long guests have held the loop of this thread, in ticks."""
 
-    __slots__ = ("last", "manual", "needed", "parked", "since", "ticks")
+    last = 0  # when a guest was called last
+    since = 0  # since when guests have been called in a row
+    over = False  # until the loop has run
+
+
+_turn = _Turn()
+
+
+class PureClock:
+    """What a ticker and the calls it watches tell each other."""
+
+    __slots__ = ("manual", "needed", "parked", "ticks")
 
     def __init__(self) -> None:
         self.needed = False  # said before each poll; taken back by the ticker
         self.parked = True  # nobody ticks
         self.manual = 0  # how many have taken the clock into their hands
         self.ticks = 0  # how often it has ticked
-        self.last = 0  # tick of the last awaited call
-        self.since = 0  # tick since when awaited calls have followed each other
 
-    def streak(self) -> bool:
-        """Return whether awaited calls have followed each other for a while; note one more."""
-        now = self.ticks
-        if now - self.last > 1:
-            self.since = now
-        self.last = now
-        return now - self.since >= _STREAK_TICKS
+    def streak(self, ran: bool = False) -> bool:
+        """
+        Return whether guests have held the loop of this thread for long; note one more call.
+
+        *ran* says that one has held it since the last note.
+        """
+        if self.manual:
+            return False
+        turn, now = _turn, self.ticks
+        if not ran and not 0 <= now - turn.last <= 1:  # a pause, or another clock
+            turn.since = now
+            turn.over = False
+        elif now - turn.since >= _STREAK_TICKS:
+            turn.over = True
+        turn.last = now
+        return turn.over
+
+    def new_turn(self) -> None:
+        """Note that the loop of this thread has run."""
+        turn = _turn
+        turn.last = turn.since = self.ticks
+        turn.over = False
 
 
 Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock
@@ -171,6 +196,7 @@ def _pure_quick_call(
             except BaseException:
                 fiber.own(future)
                 raise
+            _turn.last = clock.ticks
             if done:
                 delete(future_at)
             else:

@@ -58,14 +58,6 @@ class Ticker:
         if clock.manual:
             self._pass_one()
 
-    def gives_way(self) -> bool:
-        """Return whether awaited calls have followed each other so long that the loop has to run."""
-        clock = self.clock
-        if clock.manual or not clock.streak():
-            return False
-        clock.since = clock.ticks
-        return True
-
     def hold(self, owner: object) -> None:
         """Tick until *owner* says `release`, for a call that cannot say `need` again."""
         with self._lock:
