@@ -143,6 +143,13 @@ class Lane:
         if leaving is not None:
             leaving.end()
 
+    def dismiss(self) -> None:
+        """Wake those who wait, none of whom gets the room: the store has been closed."""
+        with self.lock:
+            waiting, self.waiting = self.waiting, deque()
+        for _, waiter in waiting:
+            waiter.wake()
+
     def lets_owner_end(self) -> bool:
         """Return whether the owner can end; if not, the last one here ends it."""
         with self.lock:
@@ -212,6 +219,11 @@ class Operation:
     def lost(self) -> bool:
         """Whether the loop that it needs has been closed."""
         return self.loop is not None and self.loop.is_closed()
+
+    def dismiss(self) -> None:
+        """Wake those who wait to run on top of the operation, because the store has been closed."""
+        if self._children is not None:
+            self._children.dismiss()
 
     def put_out(self) -> bool:
         """End the operation, and those that run on top of it; return whether none is in the way."""

@@ -183,12 +183,15 @@ class Store:
         """
         Free the store and everything in it; idempotent, and safe at any moment.
 
-        A call that is suspended or runs on another thread ends with `Interrupted`. Views of a
-        memory stay readable as long as they live.
+        A call that runs on another thread ends with `Interrupted`, and so does one that is
+        suspended, when the import that it waits for has ended; one that waits for its turn ends
+        at once with `ClosedResourceError`. Views of a memory stay readable as long as they live.
         """
         self._closed = True
+        self.root.dismiss()
         for operation in self._alive():
             operation.interrupt("closed")
+            operation.dismiss()
         for reference in self.known.valuerefs():
             store_closed = getattr(reference(), "_store_closed", None)
             if store_closed is not None:
