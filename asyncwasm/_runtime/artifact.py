@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._binary import ModuleInfo, defined_memories, rename_imports
+from .._binary import ModuleInfo, defined_memories
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._types import PAGE_BYTES
+from .._writer import rename_imports
 
 if TYPE_CHECKING:
     from .engine import Engine
