@@ -200,9 +200,13 @@ def machine() -> str:
 
 def _package() -> str:
     """Return the directory of the wasmtime package, which is not imported."""
-    import importlib.util
+    from importlib.machinery import PathFinder
 
-    spec = importlib.util.find_spec("wasmtime")
+    spec = PathFinder.find_spec("wasmtime")
+    if spec is None:  # it may be installed in some other way than as a directory on the path
+        import importlib.util
+
+        spec = importlib.util.find_spec("wasmtime")
     if spec is None:
         raise ImportError(f"wasmtime is not installed; {_remedy()}", name="wasmtime")
     if not spec.submodule_search_locations:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -145,7 +144,7 @@ class Instantiation(Operation):
             self._instance = self.fiber.payload(16)
         _log.event(
             "instance_created",
-            logging.DEBUG,
+            _log.DEBUG,
             digest=self._artifact.digest,
             seconds=round(perf_counter() - self._started, 6),
         )
