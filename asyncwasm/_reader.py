@@ -119,6 +119,16 @@ _function_type = lru_cache(maxsize=1 << 14)(FunctionType)
 _global_type = lru_cache(maxsize=1 << 14)(GlobalType)
 
 
+_FEW = 32  # parameters, so that what is kept of them is little
+
+
+@lru_cache(maxsize=1 << 14)
+def _value_types(codes: bytes) -> tuple[ValueType, ...] | None:
+    """Return the types that *codes* are, if each is a type that takes one byte."""
+    types = [_VALUES.get(code) for code in codes]
+    return None if None in types else tuple(filter(None, types))
+
+
 @lru_cache(maxsize=1 << 14)
 def _concrete(index: int, nullable: bool) -> ValueType:
     return reference(str(index), nullable)
@@ -224,7 +234,13 @@ class Reader:
         raise self.fail(f"unknown value type 0x{code:02x}")
 
     def value_types(self) -> tuple[ValueType, ...]:
-        return tuple([self.value_type() for _ in range(self.unsigned())])
+        count = self.unsigned()
+        if count < _FEW:
+            known = _value_types(self.data[self.offset : self.offset + count])
+            if known is not None and len(known) == count:
+                self.offset += count
+                return known
+        return tuple([self.value_type() for _ in range(count)])
 
     def flag(self) -> bool:
         flag = self.byte()
