@@ -321,8 +321,9 @@ class Library:
                 package = _package()
                 version = _version(package)
                 path = _path(package)
-                self.__dict__["_brief"] = ctypes.PyDLL(path)
-                self.__dict__["_dll"] = ctypes.CDLL(path)
+                dll = ctypes.CDLL(path)
+                self.__dict__["_brief"] = ctypes.PyDLL(path, handle=dll._handle)
+                self.__dict__["_dll"] = dll
                 self.__dict__["version"] = version
             return self.__dict__["_dll"]
 
