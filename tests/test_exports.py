@@ -304,7 +304,7 @@ def test_import_loads_neither_the_engine_nor_logging_libraries() -> None:
         import anyio, anyio.lowlevel
         before = set(sys.modules)
         import asyncwasm
-        heavy = {"wasmtime", "structlog", "asyncio", "concurrent.futures", "logging", "hashlib",
+        heavy = {"wasmtime", "structlog", "asyncio", "hashlib", "random",
                  "json", "platform", "pathlib", "platformdirs", "importlib.metadata"}
         print(sorted(heavy & (set(sys.modules) - before)))
     """)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -12,12 +13,10 @@ from .._objects.module import Module
 from .._objects.options import NO_OPTIONS, CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
+from .._runtime.jobs import Job
 from .._runtime.store import Store
 from .drive import drive
 from .signal import new_signal
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -44,8 +43,6 @@ async def result_of(job: Future[T]) -> T:
             job.add_done_callback(lambda _: signal.wake())
             await signal.wait()
     except BaseException:
-        from .._runtime.jobs import Job
-
         if isinstance(job, Job):
             job.abandon()
         raise

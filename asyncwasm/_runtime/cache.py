@@ -19,6 +19,7 @@ meet.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import sys
@@ -78,7 +79,7 @@ def open_cache(config: EngineConfig) -> Cache | None:
     try:
         return Cache(user_directory(), config.cache_bytes, chosen=False)
     except Exception as exc:  # there is no home directory
-        _log.event("cache_unusable", _log.WARNING, reason=str(exc))
+        _log.event("cache_unusable", logging.WARNING, reason=str(exc))
         return None
 
 
@@ -239,12 +240,12 @@ class Cache:
             if str(exc) not in self._reported:
                 self._reported.add(str(exc))
                 _log.event(
-                    "cache_unusable", _log.WARNING, directory=self.directory, reason=str(exc)
+                    "cache_unusable", logging.WARNING, directory=self.directory, reason=str(exc)
                 )
         except Exception as exc:
             _log.event(
                 "cache_failed",
-                _log.WARNING,
+                logging.WARNING,
                 directory=self.directory,
                 operation=what,
                 error=repr(exc),
@@ -254,7 +255,7 @@ class Cache:
         place.remove(name)
         _log.event(
             "cache_rejected",
-            _log.WARNING,
+            logging.WARNING,
             directory=self.directory,
             file=name + ending,
             reason=str(reason),

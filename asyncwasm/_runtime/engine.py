@@ -10,14 +10,16 @@ Rule 3: what was made before a fork is never used after it: variants are made ag
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -32,14 +34,10 @@ from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
 from .cache import Cache, Known, Loaded, configuration, open_cache
 from .config import EngineConfig
+from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader
 from .threads import Threads
 from .ticker import Ticker
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from .jobs import Flights, Job
 
 T = TypeVar("T")
 
@@ -69,8 +67,6 @@ class Engine:
         _engines.add(self)
 
     def _start(self) -> None:
-        from .jobs import Flights, Jobs  # these and logging, which they import, take 5 ms
-
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._closed = False
@@ -193,8 +189,6 @@ class Engine:
 
     def compile_now(self, read: Callable[[], bytes]) -> Artifact:
         """Compile what *read* returns on this thread."""
-        from .jobs import waited_for
-
         self._check_open()
         return waited_for(lambda: self._compile(read))
 
@@ -289,7 +283,7 @@ class Engine:
         self._artifacts[digest] = artifact
         _log.event(
             "module_compiled",
-            _log.INFO,
+            logging.INFO,
             bytes=len(binary),
             seconds=round(perf_counter() - started, 6),
             tier="baseline" if variant.baseline else "optimized",
@@ -396,8 +390,6 @@ class Engine:
         """Compile *artifact* with the optimizing compiler when nobody needs the processor."""
         if self._config.tier != "auto":
             return None
-        from concurrent.futures import Future
-
         with self._lock:
             future = self._optimizations.get(artifact)
             if future is not None:
@@ -415,7 +407,7 @@ class Engine:
                 if found is not None:
                     self._optimize(found)
             except BaseException as exc:
-                _log.event("module_not_optimized", _log.WARNING, error=repr(exc))
+                _log.event("module_not_optimized", logging.WARNING, error=repr(exc))
                 done.set_exception(exc)
             else:
                 done.set_result(None)
@@ -452,7 +444,7 @@ class Engine:
         self._code_flights.run((artifact.digest, variant), make)
         _log.event(
             "module_optimized",
-            _log.INFO,
+            logging.INFO,
             bytes=len(artifact.source),
             seconds=round(perf_counter() - started, 6),
             digest=artifact.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -144,7 +145,7 @@ class Instantiation(Operation):
             self._instance = self.fiber.payload(16)
         _log.event(
             "instance_created",
-            _log.DEBUG,
+            logging.DEBUG,
             digest=self._artifact.digest,
             seconds=round(perf_counter() - self._started, 6),
         )
