@@ -155,14 +155,17 @@ def ratio(over: dict[str, Any] | None, under: dict[str, Any] | None) -> str:
 
 def show_modules(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table of modules."""
-    print(f"{'ms':52} {'MB':>6}", *(f"{name:>16}" for name in COLUMNS.values()), sep=" ")
+    print(f"{'ms':63} {'MB':>6}", *(f"{name:>16}" for name in COLUMNS.values()), sep=" ")
     for row in rows:
         cells = (f"{milliseconds(row[column]):>16}" for column in COLUMNS)
-        print(f"{row['name']:52} {row['size_bytes'] / 1e6:6.2f}", *cells, sep=" ")
+        print(f"{row['name']:63} {row['size_bytes'] / 1e6:6.2f}", *cells, sep=" ")
     if any("error" in (row[column] or ()) for row in rows for column in ("cold", "path", "bytes")):
         print("* without an instance: it needs more of its imports than made-up ones")
     for row in rows:
         facts = [f"{row['name']}:"]
+        if "compile" not in row["cold"]:
+            print(*facts, row["cold"].get("error", "no result"))
+            continue
         for label, over, under in (
             ("wasmtime-py / cold", "wasmtime_py", "cold"),
             ("Node / warm from path", "node", "path"),
@@ -172,11 +175,11 @@ def show_modules(rows: Sequence[dict[str, Any]]) -> None:
         hashing = row["bytes"].get("sha256")
         if hashing is not None:
             beyond = (_seconds(row["bytes"]) - hashing) * 1000
-            facts.append(f"warm from bytes beyond one sha256 {beyond:.1f} ms")
+            facts.append(f"warm from bytes beyond one sha256 {beyond:.1f} ms,")
         calls = [row[column].get("call") for column in ("cold", "wasmtime_py")]
         if None not in calls:
             facts.append(
-                f", first call {calls[0] * 1000:,.0f} ms, wasmtime-py / asyncwasm "
+                f"first call {calls[0] * 1000:,.0f} ms, wasmtime-py / asyncwasm "
                 f"{calls[1] / calls[0]:.1f}"
             )
         print(*facts)
@@ -184,11 +187,11 @@ def show_modules(rows: Sequence[dict[str, Any]]) -> None:
 
 def show_all(rows: dict[str, dict[str, Any]]) -> None:
     """Print the table of `load_many`."""
-    print(f"{'load_many':52} {'ms':>10} {'times reading':>14} {'peak MB':>8} {'cached':>7}")
+    print(f"{'load_many':63} {'ms':>10} {'times reading':>14} {'peak MB':>8} {'cached':>7}")
     for name, row in rows.items():
         peak = row.get("peak")
         print(
-            f"{name:52} {milliseconds(row):>10} {ratio(row, rows['read and hash']):>14} "
+            f"{name:63} {milliseconds(row):>10} {ratio(row, rows['read and hash']):>14} "
             f"{'-' if peak is None else f'{peak / 1e6:,.0f}':>8} {row.get('cached', '-'):>7}"
         )
 
