@@ -10,7 +10,7 @@ from __future__ import annotations
 try:
     from _blake2 import blake2b
     from _operator import _compare_digest as compare_digest
-except ImportError:  # another Python than CPython
+except ImportError:  # pragma: no cover  # another Python than CPython
     from hashlib import blake2b
     from hmac import compare_digest  # type: ignore[no-redef]  # one or the other
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,34 @@ def test_version_that_we_do_not_know_is_refused(tmp_path: Path) -> None:
 def test_machine_without_a_library_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImportError, match=f"no library for .*{library.machine()}"):
         library._path(str(tmp_path))
+
+
+def test_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wasmtime", raising=False)
+    monkeypatch.setattr(
+        importlib.machinery.PathFinder, "find_spec", lambda name, path=None, target=None: None
+    )
+
+    with pytest.raises(ImportError, match="wasmtime is not installed; asyncwasm needs wasmtime"):
+        library._package()
+
+
+def test_package_without_a_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.machinery.ModuleSpec("wasmtime", None)
+    monkeypatch.setattr(
+        importlib.machinery.PathFinder, "find_spec", lambda name, path=None, target=None: spec
+    )
+
+    with pytest.raises(ImportError, match="has no directory"):
+        library._package()
+
+
+def test_missing_metadata_is_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    (tmp_path / "wasmtime").mkdir()
+
+    with pytest.raises(ImportError, match="wasmtime is not installed"):
+        library._version(str(tmp_path / "wasmtime"))

@@ -191,7 +191,7 @@ def machine() -> str:
     """Return the kind of processor, by the name that the wheel's directories have."""
     if hasattr(os, "uname"):
         name = os.uname().machine.lower()
-    else:
+    else:  # pragma: no cover  # Windows
         import platform  # takes as long to import as the library to load
 
         name = platform.machine().lower()

@@ -218,7 +218,8 @@ class Engine:
                 f"{self._config.max_module_bytes:,}; raise EngineConfig.max_module_bytes"
             )
         if not self._natives and len(binary) >= _LARGE_BYTES:
-            self.runners.submit(self._load_library)
+            with suppress(anyio.ClosedResourceError):  # meanwhile; what has begun is finished
+                self.runners.submit(self._load_library)
         artifact = self._compile_once(binary, sha256(binary))
         if isinstance(read, FileReader) and isinstance(artifact, Artifact):
             self._remember(read, artifact)

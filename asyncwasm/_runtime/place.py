@@ -239,7 +239,7 @@ def user_directory() -> str:
     Raises:
         RuntimeError: If there is no home directory.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux":  # pragma: no cover
         import platformdirs
 
         return platformdirs.user_cache_dir("asyncwasm")

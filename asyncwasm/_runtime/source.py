@@ -90,7 +90,7 @@ class FileReader:
     @contextmanager
     def glance(self) -> Iterator[Glance | None]:
         """Open the file without reading it; None if it is no plain file, or that cannot be done."""
-        if not hasattr(os, "pread"):  # on Windows
+        if not hasattr(os, "pread"):  # pragma: no cover  # Windows
             yield None
             return
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
