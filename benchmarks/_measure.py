@@ -211,6 +211,7 @@ def machine() -> dict[str, str]:
         "processors": str(len(os.sched_getaffinity(0)) if _CAN_ASK else os.cpu_count()),
         "asyncwasm": importlib.metadata.version("asyncwasm") if _installed() else "from its source",
         "calls": "pure Python" if speedups is None else "accelerated",
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         **versions,
     }
 
@@ -241,7 +242,7 @@ def describe(facts: dict[str, str]) -> str:
     """Return what `machine` found as one line."""
     return (
         f"{facts['python']}, {facts['calls']}, wasmtime {facts['wasmtime']}, {facts['system']}, "
-        f"{facts['processors']} processors ({facts['processor']})"
+        f"{facts['processors']} processors ({facts['processor']}), load at the start {facts['load']}"
     )
 
 

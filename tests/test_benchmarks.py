@@ -164,4 +164,5 @@ def test_plots_are_drawn_in_both_formats(tmp_path: Path) -> None:
 
 
 def _facts() -> dict[str, str]:
-    return dict.fromkeys(("python", "calls", "wasmtime", "system", "processors", "processor"), "x")
+    names = ("python", "calls", "wasmtime", "system", "processors", "processor", "load")
+    return dict.fromkeys(names, "x")
