@@ -33,7 +33,14 @@ import asyncwasm as aw
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 MODULES = EXAMPLES / "modules"
-PROGRAMS = ("quickstart", "imports", "password_hashing", "process_pool", "web_backend")
+PROGRAMS = (
+    "imports",
+    "numpy_arrays",
+    "password_hashing",
+    "process_pool",
+    "quickstart",
+    "web_backend",
+)
 
 
 def run(name: str) -> list[str]:
@@ -117,6 +124,18 @@ def test_process_pool_corrects_with_the_module_of_its_parent() -> None:
         "ålandd: åland",
         "found in other processes: True",
         "with the module from here: True",
+    ]
+
+
+@pytest.mark.slow
+def test_numpy_arrays_agree_with_numpy_before_and_after_growing() -> None:
+    pytest.importorskip("numpy")
+    lines = run("numpy_arrays")
+
+    assert lines == [
+        "300 x 400 numbers agree with numpy: True",
+        "and after growing by 1,048,576 bytes: True",
+        "a row that was copied out: 1600 bytes, owned by numpy: True",
     ]
 
 

@@ -237,6 +237,9 @@ class Memory(StoreObject):
             RangeError: If they are not all inside of the memory.
             TypeError: If an argument is no int.
         """
+        view = self._covering(offset, length)
+        if view is not None:
+            return view[offset : offset + length].tobytes()
         view = self.buffer
         start, end = self._span(offset, length, len(view))
         return view[start:end].tobytes()
@@ -249,14 +252,35 @@ class Memory(StoreObject):
             RangeError: If it does not all fit; nothing is written then.
             TypeError: If *data* is not bytes-like, or *offset* no int.
         """
-        if isinstance(data, str):
-            raise TypeError("expected a bytes-like object, got str; encode it first")
-        source = memoryview(data)
-        if source.format != "B" or source.ndim != 1:
-            source = source.cast("B") if source.c_contiguous else memoryview(source.tobytes())
+        source = data if type(data) is bytes else _bytes_of(data)
+        view = self._covering(offset, len(source))
+        if view is not None:
+            view[offset : offset + len(source)] = source
+            return
         view = self.buffer
         start, end = self._span(offset, len(source), len(view))
         view[start:end] = source
+
+    def _covering(self, offset: Any, length: Any) -> memoryview | None:
+        """
+        Return the view that was made last if the bytes asked for are all in it, else None.
+
+        The memory may have grown since. The view shows its bytes all the same, because memories
+        never move; asking the library for the length would cost more than a short copy does.
+        """
+        view = self._view
+        if (
+            view is None
+            or type(offset) is not int
+            or type(length) is not int
+            or offset < 0
+            or not 0 <= length <= _length(view) - offset
+        ):
+            return None
+        if self._extern is not None:
+            assert self._store is not None
+            self._store.ready()
+        return view
 
     def _span(self, offset: Any, length: Any, size: int) -> tuple[int, int]:
         start = address_value(offset, self._type.address, "offset")
@@ -398,6 +422,16 @@ class ResizableBuffer:
             )
         if wanted > now:
             self._memory.grow((wanted - now) // PAGE_BYTES)
+
+
+def _bytes_of(data: Any) -> memoryview:
+    """Return the bytes of a bytes-like object, one after the other."""
+    if isinstance(data, str):
+        raise TypeError("expected a bytes-like object, got str; encode it first")
+    source = memoryview(data)
+    if source.format == "B" and source.ndim == 1:
+        return source
+    return source.cast("B") if source.c_contiguous else memoryview(source.tobytes())
 
 
 def _length(view: memoryview) -> int:
