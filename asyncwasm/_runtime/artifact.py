@@ -18,6 +18,7 @@ class Variant(NamedTuple):
 
     baseline: bool = False
     fuel: bool = False
+    pooled: bool = False
 
 
 class Artifact:
@@ -42,6 +43,7 @@ class Artifact:
         "kinds",
         "renamed",
         "starts_baseline",
+        "unpoolable",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Artifact:
         self.holds_references = holds_references
         self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
         self.cached = cached  # whether its first code came from the cache
+        self.unpoolable = False  # whether it has turned out not to fit its engine's pool
         self._natives: dict[Variant, Handle] = {}
         self._shared_bytes: int | None = None
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
@@ -84,12 +87,13 @@ class Artifact:
 
     def variant(self, fuel: bool) -> Variant:
         """Return the variant for an instance that gets a store of its own."""
-        optimized = Variant(False, fuel)
-        if not self.starts_baseline:
-            return optimized
-        if self.engine.config.tier == "auto" and (fuel or self.has(optimized)):
-            return optimized  # fuel is counted by one compiler, or it would not be the same fuel
-        return Variant(True, fuel)
+        pooled = self.engine.config.pools_everything
+        if self.starts_baseline and not (
+            # Fuel is counted by one compiler, or it would not be the same fuel.
+            self.engine.config.tier == "auto" and (fuel or self.has(Variant()))
+        ):
+            return Variant(True, fuel, pooled)
+        return Variant(False, fuel, pooled)
 
     def native(self, variant: Variant) -> Handle:
         """Return the code of *variant*, compiled now on this thread if need be."""

@@ -26,12 +26,12 @@ import anyio
 
 from .. import _log
 from .._binary import ModuleInfo, decode, outline
-from .._errors import CompileError, LinkError
-from .._ffi import compiling
+from .._errors import CompileError, LinkError, RangeError
+from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
 from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
-from .config import EngineConfig
+from .config import EngineConfig, Pooling
 from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader, Identity
 from .threads import Threads
@@ -68,6 +68,7 @@ class Engine:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
+        self._without_pool: set[Variant] = set()  # the system has no room for one
         self._closed = False
         self._cache: Cache | None = None
         self._cache_opened = False
@@ -140,7 +141,7 @@ class Engine:
 
         Baseline code can neither use references and tags nor threads; what will join is unknown.
         """
-        return Variant(False, fuel)
+        return Variant(False, fuel, self._config.pools_everything)
 
     def native(self, variant: Variant) -> Handle:
         """Return the native engine of *variant*."""
@@ -158,7 +159,27 @@ class Engine:
             max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
             features=self._config.features,
             parallel=parallel,
+            pool=_sizes(self._config.pool) if variant.pooled else None,
         )
+
+    def pooled(self, variant: Variant) -> Variant:
+        """
+        Return *variant* with a pool, if that is what the engine is to have for an instance pool.
+
+        It is not if the configuration says so, or the system has no room.
+        """
+        if self._config.pooling is not None:
+            return variant  # as all are, or none
+        pooled = variant._replace(pooled=True)
+        if pooled in self._without_pool:
+            return variant
+        try:
+            self.native(pooled)
+        except RangeError as exc:
+            self._without_pool.add(pooled)
+            _log.event("pool_not_made", logging.WARNING, error=str(exc))
+            return variant
+        return pooled
 
     def _validate(self, binary: bytes) -> bool:
         """Raise CompileError unless *binary* is valid; return whether it needs a collector."""
@@ -349,6 +370,8 @@ class Engine:
 
     def _compile_variant(self, artifact: Artifact, variant: Variant) -> tuple[Handle, bool]:
         """Return code, and whether it is new to the cache."""
+        if variant.pooled:
+            return self._load_pooled(artifact, variant), False
         loaded = self._load(artifact.digest, variant)
         if loaded is not None:
             return loaded.handle, False
@@ -366,6 +389,17 @@ class Engine:
         if variant.baseline and artifact.starts_baseline:
             self._optimize_later(artifact)
         return handle, True
+
+    def _load_pooled(self, artifact: Artifact, variant: Variant) -> Handle:
+        """Return the code of *artifact* for a native engine with a pool: the same, loaded again."""
+        native = self.native(variant)
+        code = artifact.native(variant._replace(pooled=False))
+        try:
+            # Not from the cache, which would take what does not fit for broken.
+            return compiling.deserialize(native, compiling.serialize(code))
+        except CompileError as exc:
+            artifact.unpoolable = True
+            raise RangeError(pooling.unfit(str(exc))) from None
 
     # optimizing in the background
 
@@ -438,6 +472,15 @@ class Engine:
             seconds=round(perf_counter() - started, 6),
             digest=artifact.digest,
         )
+
+
+def _sizes(bounds: Pooling) -> pooling.Sizes:
+    return pooling.Sizes(
+        **bounds.counts(),
+        memory_bytes=bounds.memory_bytes,
+        table_elements=bounds.table_elements,
+        keep_resident_bytes=bounds.keep_resident_bytes,
+    )
 
 
 def _holds_references(info: ModuleInfo) -> bool:

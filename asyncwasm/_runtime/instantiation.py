@@ -12,6 +12,7 @@ from .._ffi.externs import Extern
 from .._ffi.fiber import DONE, Fiber, State
 from .._ffi.handles import Handle
 from .._ffi.linking import Linker, instantiate_directly
+from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
 from .operation import Operation
 from .store import HostFunction, Store
@@ -42,7 +43,14 @@ class Instantiation(Operation):
     Goes the direct way, in one poll, where nothing can run long or wait.
     """
 
-    __slots__ = ("_artifact", "_definitions", "_instance", "_link", "_started")
+    __slots__ = (
+        "_artifact",
+        "_definitions",
+        "_instance",
+        "_link",
+        "_started",
+        "found_pool_empty",
+    )
 
     def __init__(
         self,
@@ -56,6 +64,7 @@ class Instantiation(Operation):
         self._artifact = artifact
         self._definitions = definitions
         self._instance = b""
+        self.found_pool_empty = False
         self._started = perf_counter()
         if artifact.holds_references:
             store.handle.guarded = True
@@ -125,6 +134,9 @@ class Instantiation(Operation):
 
     def _refused(self, message: str) -> WasmError:
         """Return the error for what the library has refused to instantiate."""
+        if message.startswith(POOL_EMPTY):
+            self.found_pool_empty = True
+            return RangeError(message)
         for index, declared in enumerate(self._artifact.info.imports):
             names = ("", str(index)) if self._artifact.renamed else declared[:2]
             if message.startswith("incompatible import type for `{}::{}`".format(*names)):

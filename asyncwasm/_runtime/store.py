@@ -161,6 +161,7 @@ class Store:
         self._tokens: list[Token[Store | None]] = []  # one for each `with` around
         self._native: StoreHandle | None = None
         self._variant: Variant | None = None
+        self.pooled = False  # whether its memory comes from the engine's pool, if there is one
         self._bind_lock = threading.RLock()
         self._references: References | None = None
         self._python_tag: Extern | None = None
@@ -305,7 +306,8 @@ class Store:
                         "compile it with engine=store.engine"
                     )
                 limits = self._limits
-                self._variant = (artifact or engine).variant(limits.fuel is not None)
+                variant = (artifact or engine).variant(limits.fuel is not None)
+                self._variant = engine.pooled(variant) if self.pooled else variant
                 handle = StoreHandle(engine.native(self._variant))
                 lib.wasmtime_context_set_epoch_deadline(handle.context, _FAR)
                 lib.wasmtime_store_limiter(
@@ -648,6 +650,8 @@ class Store:
             return self._noticed(Interrupted("deadline", frames=text.frames), what)
         if kind is not None:
             return kind(text.message)
+        if text.is_empty_pool:
+            return RangeError(text.message)
         if "type mismatch" in text.message or "argument" in text.message:
             return TypeError(f"{what}: {text.message}")
         return self._noticed(Trap(text.message, None, text.frames), what)
