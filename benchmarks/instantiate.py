@@ -101,7 +101,7 @@ def peers(text: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
 def ours(text: str, imports: Any) -> dict[str, tuple[Measure, bool]]:
     """Return ways to an instance, each with whether it is called."""
     module = aw.Module(aw.wat2wasm(text))
-    pooled = aw.Module(aw.wat2wasm(text))
+    pooled = aw.Module(aw.wat2wasm(text), engine=aw.Engine(aw.EngineConfig(pooling=True)))
     pool = aw.InstancePool(module, imports, max_instances=4)
 
     def plain(module: aw.Module = module) -> None:

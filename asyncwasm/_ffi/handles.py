@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
-from . import accelerator
 from .accelerator import speedups
+from .instances import open_store
 from .library import lib
 
 
@@ -64,6 +65,10 @@ class Handle:
         self.close()
 
 
+# Of all stores: it is held for a moment, and views are few.
+_views_lock = threading.Lock()
+
+
 class StoreHandle:
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
@@ -81,7 +86,6 @@ class StoreHandle:
         "_generation",
         "_guarded",
         "_views",
-        "_views_lock",
         "context",
         "engine",
         "futures",
@@ -90,8 +94,8 @@ class StoreHandle:
         "pointer",
     )
 
-    def __init__(self, engine: Handle) -> None:
-        accelerator.bind()
+    def __init__(self, engine: Handle, ticks: int, limits: Sequence[int]) -> None:
+        """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         self.lock: Any = threading.Lock() if speedups is None else speedups.Gate()
         self._closing = False
         self._guarded = False
@@ -100,10 +104,10 @@ class StoreHandle:
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
         self._views = 0
-        self._views_lock = threading.Lock()
         self._generation = _Process.generation
-        self.pointer: int = lib.wasmtime_store_new(engine.pointer, None, None)
-        self.context: int = lib.wasmtime_store_context(self.pointer)
+        self.pointer: int
+        self.context: int
+        self.pointer, self.context = open_store(engine.pointer, ticks, *limits)
 
     @property
     def ours(self) -> bool:
@@ -155,7 +159,7 @@ class StoreHandle:
         if self.open:
             self.open = False
             self._delete_futures()
-        with self._views_lock:
+        with _views_lock:
             if self._views:
                 return
             pointer, self.pointer = self.pointer, 0
@@ -176,12 +180,12 @@ class StoreHandle:
 
     def add_view(self, view: object) -> None:
         """Keep the native store until *view* has been collected."""
-        with self._views_lock:
+        with _views_lock:
             self._views += 1
         weakref.finalize(view, self._drop_view).atexit = False
 
     def _drop_view(self) -> None:
-        with self._views_lock:
+        with _views_lock:
             self._views -= 1
             last = not self._views
         if last and self.closing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._binary import ModuleInfo, defined_memories, rename_imports
 from .._ffi import compiling
@@ -31,7 +31,9 @@ class Artifact:
     __slots__ = (
         "__weakref__",
         "_function_types",
+        "_fueled",
         "_natives",
+        "_optimized",
         "_shared_bytes",
         "binary",
         "cached",
@@ -42,6 +44,7 @@ class Artifact:
         "info",
         "kinds",
         "renamed",
+        "shapes",
         "starts_baseline",
         "unpoolable",
     )
@@ -62,6 +65,7 @@ class Artifact:
         self.digest = digest
         self.info = info
         self.exports = {each.name: each for each in info.exports}
+        self.shapes: dict[str, Any] = {}  # of exported functions, by name
         self.kinds = [type.kind for type in info.types]
         self.renamed = _has_twins(info)
         self.holds_references = holds_references
@@ -69,6 +73,9 @@ class Artifact:
         self.cached = cached  # whether its first code came from the cache
         self.unpoolable = False  # whether it has turned out not to fit its engine's pool
         self._natives: dict[Variant, Handle] = {}
+        pooled = engine.config.pools_everything
+        self._optimized = Variant(False, False, pooled)
+        self._fueled = Variant(False, True, pooled)
         self._shared_bytes: int | None = None
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
 
@@ -87,13 +94,12 @@ class Artifact:
 
     def variant(self, fuel: bool) -> Variant:
         """Return the variant for an instance that gets a store of its own."""
-        pooled = self.engine.config.pools_everything
         if self.starts_baseline and not (
             # Fuel is counted by one compiler, or it would not be the same fuel.
             self.engine.config.tier == "auto" and (fuel or self.has(Variant()))
         ):
-            return Variant(True, fuel, pooled)
-        return Variant(False, fuel, pooled)
+            return Variant(True, fuel, self._optimized.pooled)
+        return self._fueled if fuel else self._optimized
 
     def native(self, variant: Variant) -> Handle:
         """Return the code of *variant*, compiled now on this thread if need be."""

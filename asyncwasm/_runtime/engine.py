@@ -68,7 +68,7 @@ class Engine:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
-        self._without_pool: set[Variant] = set()  # the system has no room for one
+        self._pooled: dict[Variant, Variant] = {}  # what instance pools use instead
         self._closed = False
         self._cache: Cache | None = None
         self._cache_opened = False
@@ -145,6 +145,9 @@ class Engine:
 
     def native(self, variant: Variant) -> Handle:
         """Return the native engine of *variant*."""
+        known = self._natives.get(variant)
+        if known is not None:
+            return known
         with self._lock:
             handle = self._natives.get(variant)
             if handle is None:
@@ -168,18 +171,20 @@ class Engine:
 
         It is not if the configuration says so, or the system has no room.
         """
-        if self._config.pooling is not None:
-            return variant  # as all are, or none
-        pooled = variant._replace(pooled=True)
-        if pooled in self._without_pool:
-            return variant
-        try:
-            self.native(pooled)
-        except RangeError as exc:
-            self._without_pool.add(pooled)
-            _log.event("pool_not_made", logging.WARNING, error=str(exc))
-            return variant
-        return pooled
+        known = self._pooled.get(variant)
+        if known is not None:
+            return known
+        chosen = variant
+        if self._config.pooling is None:  # otherwise all are, or none
+            pooled = variant._replace(pooled=True)
+            try:
+                self.native(pooled)
+            except RangeError as exc:
+                _log.event("pool_not_made", logging.WARNING, error=str(exc))
+            else:
+                chosen = pooled
+        self._pooled[variant] = chosen
+        return chosen
 
     def _validate(self, binary: bytes) -> bool:
         """Raise CompileError unless *binary* is valid; return whether it needs a collector."""

@@ -36,6 +36,37 @@ class Link:
         self.made: tuple[Handle, Handle] | None = None  # the module's code, and it linked
 
 
+def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]:
+    """
+    Instantiate what imports nothing and has no start function: nothing can run long or wait.
+
+    Returns:
+        The instance, or the error and the trap it has failed with.
+    """
+    started = perf_counter()
+    native = artifact.native(store.variant)
+    with store.entered():
+        handle = store.opened()
+        if artifact.holds_references:
+            handle.guarded = True
+        error, trap, instance = instantiate_directly(handle, native, ())
+    if error or trap:
+        return error, trap
+    _created(artifact, started)
+    return instance
+
+
+def _created(artifact: Artifact, started: float) -> None:
+    if not _log.heard():
+        return
+    _log.event(
+        "instance_created",
+        logging.DEBUG,
+        digest=artifact.digest,
+        seconds=round(perf_counter() - started, 6),
+    )
+
+
 class Instantiation(Operation):
     """
     Instantiate an artifact with one definition an import, and run its start function.
@@ -84,7 +115,7 @@ class Instantiation(Operation):
             handle = store.opened(self)
             error, trap, self._instance = instantiate_directly(handle, native, externs)
         if error or trap:
-            raise self._failure(error, trap)
+            raise self.failed(error, trap)
         return DONE
 
     def start(self) -> Fiber:
@@ -127,9 +158,10 @@ class Instantiation(Operation):
         assert self.fiber is not None
         trap, error = self.fiber.outcome()
         if trap or error:
-            raise self._failure(error, trap)
+            raise self.failed(error, trap)
 
-    def _failure(self, error: int, trap: int) -> BaseException:
+    def failed(self, error: int, trap: int) -> BaseException:
+        """Return the exception for what the library has failed with."""
         return self.store.failure(error, trap, self.describe(), self._refused)
 
     def _refused(self, message: str) -> WasmError:
@@ -155,12 +187,7 @@ class Instantiation(Operation):
         if self.fiber is not None:
             self.outcome()
             self._instance = self.fiber.payload(16)
-        _log.event(
-            "instance_created",
-            logging.DEBUG,
-            digest=self._artifact.digest,
-            seconds=round(perf_counter() - self._started, 6),
-        )
+        _created(self._artifact, self._started)
         return self._instance
 
     def describe(self) -> str:
