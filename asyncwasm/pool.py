@@ -32,6 +32,7 @@ from ._objects.module import Module
 from ._objects.storeobject import SAME_STORE
 from ._runtime.config import Limits
 from ._runtime.store import Store, ambient
+from ._types import MemoryType
 
 __all__ = ("InstancePool", "PoolStatistics")
 
@@ -65,7 +66,7 @@ class _Plan:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
-        self.pooled = not module._artifact.unpoolable
+        self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None
         if _is_factory(imports):
@@ -90,6 +91,14 @@ class _Plan:
             return self._factory()
         finally:
             ambient.reset(token)
+
+
+def _may_pool(module: Module) -> bool:
+    artifact = module._artifact
+    # A shared memory belongs to the native engine of its first store, which has no pool.
+    return not artifact.unpoolable and not any(
+        isinstance(each.type, MemoryType) and each.type.shared for each in artifact.info.imports
+    )
 
 
 def _is_factory(imports: Any) -> bool:
@@ -469,7 +478,7 @@ class InstancePool:
             return False
         if unfit:
             plan.pooled = False
-        _log.event("pool_not_used", logging.INFO, module=repr(plan.module), error=str(exc))
+        _log.event("pool_not_used", logging.INFO, digest=plan.module.digest, error=str(exc))
         return True
 
     def _give_back(self, entry: _Entry, sound: bool) -> None:

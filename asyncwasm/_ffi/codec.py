@@ -123,9 +123,7 @@ class Row:
             )
             val = "".join(f"B7x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
             payload = "".join(f"8x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
-            self.letters = "".join(
-                "v" if type == "v128" else _LETTERS[type] for type in self.types
-            )
+            self.letters = "".join("v" if type == "v128" else _LETTERS[type] for type in self.types)
             self.raw_pack = struct.Struct("<" + self.raw_letters).pack_into
             # the trap and the raw results of a direct call
             self.outcome = struct.Struct("<Q8x" + self.raw_letters).unpack_from

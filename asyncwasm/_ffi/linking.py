@@ -128,9 +128,7 @@ def exported_function(
     handle: StoreHandle, instance: bytes, name: str
 ) -> tuple[tuple[int, int], tuple[Any, ...]]:
     """Return the function that *instance* exports as *name*, raw, and what identifies it."""
-    first, second, code, context = instances.find_function(
-        handle.context, instance, name.encode()
-    )
+    first, second, code, context = instances.find_function(handle.context, instance, name.encode())
     return (first, second), (FUNCTION, code, context)
 
 

@@ -170,6 +170,8 @@ def unfit(message: str) -> str:
             break
     else:
         reason, name = message, ""
+    if name == "memory_bytes" and str(_MEMORY_BYTES) in reason:
+        name = ""  # no pool has larger ones
     hint = f"; raise EngineConfig(pooling=Pooling({name}=...))" if name else ""
     return (
         f"the module does not fit the engine's pool: {reason}{hint}, or use an engine without a "

@@ -63,7 +63,7 @@ class Pooling:
     stacks: int | None = None
     memory_bytes: int = MAX_POOLED_MEMORY_BYTES
     table_elements: int = _MAX_TABLE_ELEMENTS
-    keep_resident_bytes: int = 0
+    keep_resident_bytes: int = 64 << 10
 
     def __post_init__(self) -> None:
         for name, least, most in (
