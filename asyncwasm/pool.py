@@ -23,9 +23,9 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from . import _log
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
-from . import _log
 from ._errors import Interrupted, LinkError, RangeError
 from ._objects.instance import Instance, Preparation, Template
 from ._objects.module import Module

@@ -380,9 +380,8 @@ def test_host_value_without_room_is_an_error() -> None:
     made = engine(memories=1)
     first = aw.Instance(aw.Module(wasm(OBJECTS), engine=made))
     first.exports.make(1)
-    with aw.Store(engine=made) as store:
-        with pytest.raises(MemoryError, match="no room"):
-            aw.Global("externref", object(), store=store).value = 1
+    with aw.Store(engine=made) as store, pytest.raises(MemoryError, match="no room"):
+        aw.Global("externref", object(), store=store).value = 1
     first.close()
 
 
@@ -576,9 +575,9 @@ def test_instance_pool_goes_on_where_the_engine_has_no_room(
             assert [is_pooled(first), is_pooled(second)] == [True, False]
             for each in (first, second):
                 assert await each.exports.call.call_async(4) == 8
-        async with aw.InstancePool(module, {"host": {"f": abs}}, max_instances=2) as pool:
-            async with pool.acquire() as third:
-                assert is_pooled(third)
+        pool = aw.InstancePool(module, {"host": {"f": abs}}, max_instances=2)
+        async with pool, pool.acquire() as third:
+            assert is_pooled(third)
 
     with caplog.at_level(logging.INFO, "asyncwasm"):
         anyio.run(main)
@@ -619,11 +618,13 @@ def test_instance_pool_shares_a_memory_with_other_stores(early: bool) -> None:
 
     async def main() -> None:
         with aw.Instance(module, imports) as outside:
-            async with aw.InstancePool(
-                module, imports if early else lambda: imports, max_instances=1
-            ) as pool:
-                async with pool.acquire() as instance:
-                    assert [outside.exports.add(), instance.exports.add()] == [0, 1]
+            async with (
+                aw.InstancePool(
+                    module, imports if early else lambda: imports, max_instances=1
+                ) as pool,
+                pool.acquire() as instance,
+            ):
+                assert [outside.exports.add(), instance.exports.add()] == [0, 1]
 
     anyio.run(main)
 
@@ -648,9 +649,8 @@ def test_instance_pool_of_an_engine_without_pools_uses_none() -> None:
     module = aw.Module(wasm(ADD), engine=aw.Engine(aw.EngineConfig(pooling=False)))
 
     async def main() -> None:
-        async with aw.InstancePool(module, max_instances=1) as pool:
-            async with pool.acquire() as instance:
-                assert not is_pooled(instance)
+        async with aw.InstancePool(module, max_instances=1) as pool, pool.acquire() as instance:
+            assert not is_pooled(instance)
 
     anyio.run(main)
 

@@ -136,14 +136,8 @@ _KINDS = {
     "tables": "tables",
     "fibers": "stacks",
 }
-_BIGGER = {
-    "defined memories count": "",
-    "defined tables count": "",
-    "memory has a minimum": "memory_bytes",
-    "memory is shared": "",
-    "minimum element size": "table_elements",
-}
-
+_BOUNDS = {"memory has a minimum": "memory_bytes", "minimum element size": "table_elements"}
+_CONTEXT = re.compile(r".*pooling allocator (configuration|requirements): ", re.DOTALL)
 
 POOL_EMPTY = "the engine's pool has no room"
 
@@ -162,18 +156,12 @@ def explained(message: str) -> str:
 
 def unfit(message: str) -> str:
     """Return what to say about a module that does not fit a pool, as *message* says."""
-    for text, name in _BIGGER.items():
-        if text in message:
-            reason = message.rpartition("pooling allocator configuration: ")[2]
-            reason = reason.rpartition("pooling allocator requirements: ")[2]
-            reason = re.sub(r"0x[0-9a-f]+", lambda found: str(int(found[0], 16)), reason)
-            break
-    else:
-        reason, name = message, ""
-    if name == "memory_bytes" and str(_MEMORY_BYTES) in reason:
-        name = ""  # no pool has larger ones
-    hint = f"; raise EngineConfig(pooling=Pooling({name}=...))" if name else ""
+    reason = _CONTEXT.sub("", message)
+    reason = re.sub(r"0x[0-9a-f]+", lambda found: str(int(found[0], 16)), reason)
+    hint = ""
+    for text, name in _BOUNDS.items():
+        if text in reason and str(_MEMORY_BYTES) not in reason:  # no pool has larger memories
+            hint = f"raise EngineConfig(pooling=Pooling({name}=...)), or "
     return (
-        f"the module does not fit the engine's pool: {reason}{hint}, or use an engine without a "
-        "pool"
+        f"the module does not fit the engine's pool: {reason}; {hint}use an engine without a pool"
     )

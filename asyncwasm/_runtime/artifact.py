@@ -30,8 +30,8 @@ class Artifact:
 
     __slots__ = (
         "__weakref__",
-        "_function_types",
         "_fueled",
+        "_function_types",
         "_natives",
         "_optimized",
         "_shared_bytes",
