@@ -13,9 +13,9 @@ from .._ffi import externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export, exported_function
 from .._runtime.config import Limits
-from .._runtime.instantiation import Instantiation, Link, instantiate_now
+from .._runtime.instantiation import Instantiation, instantiate_now
 from .._runtime.running import run
-from .._runtime.store import HostFunction, Store
+from .._runtime.store import Store
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
 from . import guard
 from .function import ExportedFunction, Shape, concrete_kinds
@@ -108,14 +108,13 @@ class Template:
         LinkError: If an import is missing, has the wrong type, or belongs to one store.
     """
 
-    __slots__ = ("link", "module", "values")
+    __slots__ = ("module", "values")
 
     def __init__(self, module: Module, imports: Any) -> None:
         artifact = module._artifact
         read = read_imports(artifact, module._provided, imports)
         self.module = module
         self.values = for_many_stores(artifact, read)
-        self.link = Link() if all(isinstance(each, HostFunction) for each in self.values) else None
 
 
 class Preparation:
@@ -150,7 +149,6 @@ class Preparation:
                 self.store,
                 artifact,
                 definitions(artifact, values, self.store),
-                None if template is None else template.link,
             )
 
     @property
@@ -162,16 +160,18 @@ class Preparation:
 
     @property
     def immediate(self) -> bool:
-        """Whether nobody else is in the store, and nothing can run long or wait."""
+        """Whether nobody else knows the store, and nothing can run long or wait."""
         return (
-            self._operation is None
-            and self.owned
+            self.owned
+            and not self.shared
             and self.module._artifact.info.start is None
-            and self.store.direct
+            and (self._operation is not None or self.store.direct)
         )
 
     def now(self) -> bytes:
         """Instantiate what is `immediate`."""
+        if self._operation is not None:
+            return self._operation.at_once()
         made = instantiate_now(self.store, self.module._artifact)
         if isinstance(made, bytes):
             return made

@@ -43,6 +43,7 @@ class Artifact:
         "holds_references",
         "info",
         "kinds",
+        "links",
         "renamed",
         "shapes",
         "starts_baseline",
@@ -65,6 +66,9 @@ class Artifact:
         self.digest = digest
         self.info = info
         self.exports = {each.name: each for each in info.exports}
+        # The module's code, and that linked, where all imports are host functions: the same for
+        # every new store, because it numbers its functions from 0.
+        self.links: dict[Variant, tuple[Handle, Handle]] = {}
         self.shapes: dict[str, Any] = {}  # of exported functions, by name
         self.kinds = [type.kind for type in info.types]
         self.renamed = _has_twins(info)

@@ -10,7 +10,6 @@ from .. import _log
 from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
 from .._ffi.fiber import DONE, Fiber, State
-from .._ffi.handles import Handle
 from .._ffi.linking import Linker, instantiate_directly
 from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
@@ -27,15 +26,6 @@ _LIMITS = {
 }
 
 
-class Link:
-    """What linking gives where all imports are host functions: the same for every new store."""
-
-    __slots__ = ("made",)
-
-    def __init__(self) -> None:
-        self.made: tuple[Handle, Handle] | None = None  # the module's code, and it linked
-
-
 def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]:
     """
     Instantiate what imports nothing and has no start function: nothing can run long or wait.
@@ -50,6 +40,8 @@ def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]
         if artifact.holds_references:
             handle.guarded = True
         error, trap, instance = instantiate_directly(handle, native, ())
+    if handle.closing:
+        handle.close()
     if error or trap:
         return error, trap
     _created(artifact, started)
@@ -78,7 +70,6 @@ class Instantiation(Operation):
         "_artifact",
         "_definitions",
         "_instance",
-        "_link",
         "_started",
         "found_pool_empty",
     )
@@ -88,10 +79,8 @@ class Instantiation(Operation):
         store: Store,
         artifact: Artifact,
         definitions: Sequence[Extern | HostFunction],
-        link: Link | None = None,
     ) -> None:
         super().__init__(store)
-        self._link = link
         self._artifact = artifact
         self._definitions = definitions
         self._instance = b""
@@ -118,22 +107,46 @@ class Instantiation(Operation):
             raise self.failed(error, trap)
         return DONE
 
+    def at_once(self) -> bytes:
+        """
+        Instantiate without taking turns; there is no start function, and nobody else in the store.
+
+        So no import is called, and nothing can run long: it takes one poll.
+        """
+        store = self.store
+        with store.entered():
+            handle = store.opened()
+            fiber = self.start()
+            try:
+                while not fiber.poll(False):
+                    pass
+                trap, error = fiber.outcome()
+                self._instance = fiber.payload(16)
+            finally:
+                self.fiber = None
+                fiber.delete()
+        if handle.closing:
+            handle.close()
+        if trap or error:
+            raise self.failed(error, trap)
+        return self.result()
+
     def start(self) -> Fiber:
-        store, link = self.store, self._link
-        native = self._artifact.native(store.variant)
+        store, artifact = self.store, self._artifact
+        native = artifact.native(store.variant)
         fiber = Fiber(store.handle, 16)
-        if link is None or store.hosts:  # then the functions have other numbers
+        hosts = [each for each in self._definitions if isinstance(each, HostFunction)]
+        if store.hosts or len(hosts) != len(self._definitions):
             linker = self._linker()
             fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
         else:
-            made = link.made
-            if made is None or made[0] is not native:
-                made = link.made = native, self._linker().link(native)
+            link = artifact.links.get(store.variant)
+            if link is None or link[0] is not native:
+                link = artifact.links[store.variant] = native, self._linker().link(native)
             else:
-                for definition in self._definitions:
-                    assert isinstance(definition, HostFunction)
-                    store.add_host(definition)
-            fiber.start_linked_instantiation(made[1].pointer, made)
+                for host in hosts:
+                    store.add_host(host)
+            fiber.start_linked_instantiation(link[1].pointer, link)
         self.fiber = fiber
         return fiber
 
