@@ -167,14 +167,16 @@ class InstancePool:
     used again, unless the block that used it was left by an exception (cancellation included),
     a call trapped or raised in it, was stopped, or is still under way, or it was closed.
 
-    Every instance has a store of its own, also inside of ``with Store()``. New instances run
-    the best code that the module has by then.
+    Every instance has a store of its own, also inside of ``with Store()``, whose memory comes
+    from a pool of the engine while there is room (`EngineConfig.pooling`); nothing of what an
+    instance leaves there is seen by the next. New instances run the best code that the module
+    has by then.
 
     Args:
         module: What to instantiate.
         imports: A mapping (or object) of mappings (or objects), read once and given to every
             instance; or a callable without parameters that returns one, called for each
-            instance: for imports that keep something, and for a `Memory` or another object that
+            instance (once more for one that the engine's pool has no room for): for imports that keep something, and for a `Memory` or another object that
             lives in a store, which it makes anew. A callable that is no mapping is always
             taken for the latter.
         max_instances: How many instances there may be at a time.
@@ -240,6 +242,7 @@ class InstancePool:
             ClosedResourceError: If the pool is closed before it is its turn.
             RuntimeError: If the pool is in use in another event loop.
             Trap: If the start function traps.
+            RangeError: If the module needs more memory, or more of anything, than it can have.
             Exception: Whatever a start function, or the callable that makes imports, raises.
         Cancellation: While waiting, the task leaves the line. While the instance is being made,
             its start function is stopped; the place goes to the next in line.

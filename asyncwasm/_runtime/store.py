@@ -128,7 +128,9 @@ class _OnDemand(Generic[T]):
     def __set_name__(self, owner: type[Store], name: str) -> None:
         self._name = name
 
-    def __get__(self, store: Store, owner: type[Store]) -> T:
+    def __get__(self, store: Store | None, owner: type[Store]) -> T:
+        if store is None:  # somebody looks at the class
+            raise AttributeError(self._name)
         # In one step: several threads may ask at once, and all of them get the same.
         made: T = store.__dict__.setdefault(self._name, self._make(store))
         return made
