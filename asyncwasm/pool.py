@@ -176,9 +176,9 @@ class InstancePool:
         module: What to instantiate.
         imports: A mapping (or object) of mappings (or objects), read once and given to every
             instance; or a callable without parameters that returns one, called for each
-            instance (once more for one that the engine's pool has no room for): for imports that keep something, and for a `Memory` or another object that
-            lives in a store, which it makes anew. A callable that is no mapping is always
-            taken for the latter.
+            instance (once more for one that the engine's pool has no room for): for imports
+            that keep something, and for a `Memory` or another object that lives in a store,
+            which it makes anew. A callable that is no mapping is always taken for the latter.
         max_instances: How many instances there may be at a time.
         max_waiting: How many tasks may wait for one; any number if omitted.
         max_uses: How many times an instance is used before it is closed.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import re
+import sys
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _TABLE_ELEMENT_BYTES = 8
 _PER_MODULE = 100
 _INSTANCE_BYTES = 1 << 30
 _MAPPINGS_LEFT = 8192  # for everything else that the process does
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python has it since 3.13
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # older versions of Python lack it
 
 
 class Sizes(NamedTuple):
