@@ -522,7 +522,7 @@ class Store:
 
     def _alive(self) -> list[Operation]:
         """Return the operations that are alive, oldest first."""
-        if "_operations" not in self.__dict__:
+        if not self.__dict__.get("_operations"):  # for which looking into it costs too much
             return []
         while True:
             try:
