@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <structmember.h>
 #include <time.h>
 
 #if defined(_MSC_VER)
@@ -31,12 +32,18 @@ static struct {
     bool (*poll)(void *);
     void *(*call_async)(void *, const void *, const void *, size_t, void *, size_t, void **,
                         void **);
+    void (*delete)(void *);
+    void (*set_deadline)(void *, uint64_t);
 } api;
+
+#define NEAR 1 /* ticks; handles.py knows them too */
+#define FAR ((uint64_t)1 << 60)
+#define STREAK_TICKS 2
 
 static uint64_t generation; /* counts forks */
 
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
-static PyObject *name_current, *name_guarded;
+static PyObject *name_active, *name_children, *name_close, *name_current, *name_futures;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -77,16 +84,20 @@ nap(void)
 #endif
 }
 
-/* ---- Gate: who is inside of a store ---- */
+/* ---- Gate: who is inside of a store, and what those who want in have to know ---- */
 
 typedef struct {
     PyObject_HEAD
     bool inside;
-    bool closed;
-    bool detour;
-    bool guarded;
-    int waiting; /* those who have to get in: nobody else does before them */
+    bool closing; /* the store is to be deleted by whoever leaves it last */
+    bool detour;  /* a direct call must look closer before it enters */
+    bool guarded; /* guests of the store can hold references */
+    bool near;    /* the guest yields at the next tick */
+    bool pending; /* whoever is inside has to finish the closing */
+    bool quick;   /* an awaited call may begin before anybody knows about it */
+    int waiting;  /* those who have to get in: nobody else does before them */
     uint64_t generation;
+    PyObject *handed; /* weak reference to a fiber that waits for its operation, or NULL */
 } Gate;
 
 static PyTypeObject Gate_Type;
@@ -130,10 +141,34 @@ Gate_enter(Gate *self, PyObject *unused)
     Py_RETURN_TRUE;
 }
 
+/* Leave, and finish a close that found somebody inside; keeps an exception that is on its way. */
+static int
+leave(Gate *self)
+{
+    self->inside = false;
+    if (!self->pending) {
+        return 0;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    self->pending = false;
+    PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self, name_close);
+    if (done == NULL && type != NULL) {
+        PyErr_WriteUnraisable((PyObject *)self);
+    }
+    if (type != NULL) {
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(done);
+    return done == NULL && type == NULL ? -1 : 0;
+}
+
 static PyObject *
 Gate_exit(Gate *self, PyObject *const *args, Py_ssize_t count)
 {
-    self->inside = false;
+    if (leave(self) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -150,7 +185,9 @@ Gate_acquire(Gate *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Gate_release(Gate *self, PyObject *unused)
 {
-    self->inside = false;
+    if (leave(self) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -169,39 +206,62 @@ static PyMethodDef Gate_methods[] = {
     {NULL},
 };
 
-#define FLAG(name)                                                                             \
-    static PyObject *Gate_get_##name(Gate *self, void *unused)                                 \
-    {                                                                                          \
-        return PyBool_FromLong(self->name);                                                    \
-    }                                                                                          \
-    static int Gate_set_##name(Gate *self, PyObject *value, void *unused)                      \
-    {                                                                                          \
-        int truth = value == NULL ? 0 : PyObject_IsTrue(value);                                \
-        if (truth < 0) {                                                                       \
-            return -1;                                                                         \
-        }                                                                                      \
-        self->name = truth;                                                                    \
-        return 0;                                                                              \
-    }
-FLAG(closed)
-FLAG(detour)
-FLAG(guarded)
+static PyObject *
+Gate_get_lock(Gate *self, void *unused)
+{
+    return Py_NewRef((PyObject *)self);
+}
 
 static PyGetSetDef Gate_getset[] = {
-    {"closed", (getter)Gate_get_closed, (setter)Gate_set_closed, NULL, NULL},
-    {"detour", (getter)Gate_get_detour, (setter)Gate_set_detour, NULL, NULL},
-    {"guarded", (getter)Gate_get_guarded, (setter)Gate_set_guarded, NULL, NULL},
+    {"lock", (getter)Gate_get_lock, NULL, NULL, NULL},
     {NULL},
 };
+
+static PyMemberDef Gate_members[] = {
+    {"closing", T_BOOL, offsetof(Gate, closing), 0, NULL},
+    {"detour", T_BOOL, offsetof(Gate, detour), 0, NULL},
+    {"guarded", T_BOOL, offsetof(Gate, guarded), 0, NULL},
+    {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
+    {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
+    {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
+    {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
+    {NULL},
+};
+
+static int
+Gate_traverse(Gate *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->handed);
+    return 0;
+}
+
+static int
+Gate_clear(Gate *self)
+{
+    Py_CLEAR(self->handed);
+    return 0;
+}
+
+static void
+Gate_dealloc(Gate *self)
+{
+    PyObject_GC_UnTrack(self);
+    Gate_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
 
 static PyTypeObject Gate_Type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "asyncwasm._speedups.Gate",
     .tp_basicsize = sizeof(Gate),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
     .tp_new = Gate_new,
+    .tp_dealloc = (destructor)Gate_dealloc,
+    .tp_traverse = (traverseproc)Gate_traverse,
+    .tp_clear = (inquiry)Gate_clear,
     .tp_methods = Gate_methods,
     .tp_getset = Gate_getset,
+    .tp_members = Gate_members,
 };
 
 /* ---- values ---- */
@@ -322,7 +382,7 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     Gate *gate;
-    PyObject *detour, *failed, *held, *left;
+    PyObject *detour, *failed, *held;
     void *context;
     uint64_t function[2];
     double hold_seconds;
@@ -331,6 +391,18 @@ typedef struct {
 } Direct;
 
 static PyTypeObject Direct_Type;
+
+/* Raise the exception that `failed` makes. */
+static void
+raise_failed(PyObject *failed, void *error, void *trap)
+{
+    PyObject *exc = PyObject_CallFunction(failed, "KK", (unsigned long long)(uintptr_t)error,
+                                          (unsigned long long)(uintptr_t)trap);
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+    }
+}
 
 static PyObject *
 Direct_detour(Direct *self, PyObject *const *args, Py_ssize_t count)
@@ -358,7 +430,7 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
         PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
         return NULL;
     }
-    if (gate->detour || gate->inside || gate->waiting || gate->closed ||
+    if (gate->detour || gate->inside || gate->waiting || gate->closing ||
         gate->generation != generation || count != self->parameters) {
         return Direct_detour(self, args, count);
     }
@@ -371,26 +443,20 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
     void *trap = NULL;
     double started = coarse_seconds();
     Py_INCREF(self); /* the guest may outlive every other reference */
+    if (gate->near) {
+        gate->near = false;
+        api.set_deadline(self->context, FAR);
+    }
     gate->inside = true;
     PyThreadState *thread = PyEval_SaveThread();
     void *error = api.call_unchecked(self->context, self->function, values, length, &trap);
     PyEval_RestoreThread(thread);
-    gate->inside = false;
     PyObject *result = NULL;
-    if (gate->closed) { /* by another thread, meanwhile: it is for us to finish that */
-        PyObject *done = PyObject_CallNoArgs(self->left);
-        if (done == NULL) {
-            goto leave;
-        }
-        Py_DECREF(done);
+    if (leave(gate) < 0) {
+        goto leave;
     }
     if (error != NULL || trap != NULL) {
-        PyObject *exc = PyObject_CallFunction(self->failed, "KK", (unsigned long long)(uintptr_t)error,
-                                              (unsigned long long)(uintptr_t)trap);
-        if (exc != NULL) {
-            PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-            Py_DECREF(exc);
-        }
+        raise_failed(self->failed, error, trap);
         goto leave;
     }
     double seconds = coarse_seconds() - started;
@@ -427,12 +493,11 @@ take_letters(PyObject *text, char *to, Py_ssize_t *count)
 static PyObject *
 Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *gate, *detour, *failed, *held, *left, *parameters, *results;
+    PyObject *gate, *detour, *failed, *held, *parameters, *results;
     unsigned long long context, first, second;
     double hold_seconds;
-    if (!PyArg_ParseTuple(args, "O!K(KK)UUOOOOd", &Gate_Type, &gate, &context, &first, &second,
-                          &parameters, &results, &detour, &failed, &held, &left,
-                          &hold_seconds)) {
+    if (!PyArg_ParseTuple(args, "O!K(KK)UUOOOd", &Gate_Type, &gate, &context, &first, &second,
+                          &parameters, &results, &detour, &failed, &held, &hold_seconds)) {
         return NULL;
     }
     Direct *self = (Direct *)type->tp_alloc(type, 0);
@@ -444,7 +509,6 @@ Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->detour = Py_NewRef(detour);
     self->failed = Py_NewRef(failed);
     self->held = Py_NewRef(held);
-    self->left = Py_NewRef(left);
     self->context = (void *)(uintptr_t)context;
     self->function[0] = first;
     self->function[1] = second;
@@ -463,7 +527,7 @@ Direct_traverse(Direct *self, visitproc visit, void *arg)
     Py_VISIT(self->detour);
     Py_VISIT(self->failed);
     Py_VISIT(self->held);
-    Py_VISIT(self->left);
+    Py_VISIT(self->gate);
     return 0;
 }
 
@@ -473,7 +537,6 @@ Direct_clear(Direct *self)
     Py_CLEAR(self->detour);
     Py_CLEAR(self->failed);
     Py_CLEAR(self->held);
-    Py_CLEAR(self->left);
     return 0;
 }
 
@@ -610,11 +673,12 @@ static PyTypeObject Callable_Type = {
     .tp_getset = Callable_getset,
 };
 
-/* ---- Host: a plain Python function with plain numbers ---- */
+/* ---- Host: a Python function with plain numbers ---- */
 
 typedef struct {
     PyObject_HEAD
     PyObject *callable;
+    bool suspending; /* what it returns is awaited */
     Py_ssize_t parameters, results;
     char letters[2 * MOST_VALUES];
 } Host;
@@ -625,7 +689,8 @@ static PyObject *
 Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *callable, *parameters, *results;
-    if (!PyArg_ParseTuple(args, "OUU", &callable, &parameters, &results)) {
+    int suspending;
+    if (!PyArg_ParseTuple(args, "OUUp", &callable, &parameters, &results, &suspending)) {
         return NULL;
     }
     Host *self = (Host *)type->tp_alloc(type, 0);
@@ -633,6 +698,7 @@ Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->callable = Py_NewRef(callable);
+    self->suspending = suspending;
     if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
         take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
         Py_DECREF(self);
@@ -776,7 +842,7 @@ Fiber_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *handle;
     Py_ssize_t payload;
-    if (!PyArg_ParseTuple(args, "On", &handle, &payload)) {
+    if (!PyArg_ParseTuple(args, "O!n", &Gate_Type, &handle, &payload)) {
         return NULL;
     }
     Fiber *self = (Fiber *)type->tp_alloc(type, 0);
@@ -904,12 +970,7 @@ raise_failure(Fiber *self)
 static PyObject *
 Fiber_poll(Fiber *self, PyObject *unused)
 {
-    PyObject *guarded = PyObject_GetAttr(self->handle, name_guarded);
-    if (guarded == NULL) {
-        return NULL;
-    }
-    self->head->guarded = guarded == Py_True;
-    Py_DECREF(guarded);
+    self->head->guarded = ((Gate *)self->handle)->guarded;
     Py_INCREF(self);
     bool done = poll_now(self->head);
     PyObject *result = self->failure != NULL ? raise_failure(self) : PyBool_FromLong(done);
@@ -917,22 +978,89 @@ Fiber_poll(Fiber *self, PyObject *unused)
     return result;
 }
 
+/* The host that the guest has called, NULL if it has to be called the slow way. */
+static Host *
+requested_host(head *own, PyObject *hosts)
+{
+    PyObject *entry = own->requested && PyList_CheckExact(hosts) &&
+                              (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
+                          ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
+                          : NULL;
+    return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+}
+
+/* Answer the request with what its host has returned; false if that has to be done the slow way. */
+static bool
+answer_plainly(head *own, Host *host, PyObject *answer)
+{
+    if (host->results > 1) {
+        return false;
+    }
+    if (host->results == 1) {
+        unsigned char *to = (unsigned char *)(uintptr_t)own->results;
+        char letter = host->letters[MOST_VALUES];
+        if (!encode(letter, answer, to + 8)) {
+            return false;
+        }
+        to[0] = kinds[(unsigned char)letter];
+    }
+    own->requested = 0;
+    own->flag = 1;
+    return true;
+}
+
+/* Whether something that a host has started is on top of the operation; -1 for an error. */
+static int
+is_occupied(PyObject *operation)
+{
+    PyObject *children = PyObject_GetAttr(operation, name_children), *current;
+    if (children == NULL || children == Py_None) {
+        Py_XDECREF(children);
+        return children == NULL ? -1 : 0;
+    }
+    current = PyObject_GetAttr(children, name_current);
+    Py_DECREF(children);
+    Py_XDECREF(current);
+    return current == NULL ? -1 : current != Py_None;
+}
+
+/* answer(gate, hosts, value) -> whether the request has been answered */
+static PyObject *
+Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "answer(gate, hosts, value)");
+        return NULL;
+    }
+    Gate *gate = (Gate *)args[0];
+    head *own = self->head;
+    if (gate->inside || gate->waiting || gate->closing || gate->generation != generation ||
+        own->future == NULL) {
+        Py_RETURN_FALSE;
+    }
+    Host *host = requested_host(own, args[1]);
+    return PyBool_FromLong(host != NULL && answer_plainly(own, host, args[2]));
+}
+
 /*
- * advance(gate, hosts, variable, call, children, seconds) -> state | (value,) | (None, exception)
+ * advance(gate, hosts, variable, call type, operation, seconds, awaits)
+ *     -> state | (value,) | (None, exception) | (awaitable, call, token)
  *
  * Poll, and answer requests of plain hosts, until something else is to be done or the time is
- * over. A tuple hands back what a host has returned or raised, for the slow way. `call` is the
- * value of the context variable while hosts run, `children` the lane of what they start.
+ * over. One or two values hand back what a host has returned or raised, for the slow way; three
+ * what one that suspends has returned, if the caller `awaits` it, and the context variable stays
+ * set. Its value while hosts run is a call of the operation.
  */
 static PyObject *
 Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 6 || !Py_IS_TYPE(args[0], &Gate_Type) || !PyList_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "advance(gate, hosts, variable, call, children, seconds)");
+    if (count != 7 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "advance(gate, hosts, variable, call type, operation, seconds, awaits)");
         return NULL;
     }
     Gate *gate = (Gate *)args[0];
-    PyObject *hosts = args[1], *call = args[3], *token = NULL, *result = NULL;
+    PyObject *hosts = args[1], *call = NULL, *token = NULL, *result = NULL;
     double end = PyFloat_AsDouble(args[5]);
     head *own = self->head;
     if (end == -1.0 && PyErr_Occurred()) {
@@ -946,35 +1074,34 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         if (!wait_outside(gate)) {
             break;
         }
-        if (gate->closed || gate->generation != generation || own->future == NULL) {
+        if (gate->closing || gate->generation != generation || own->future == NULL) {
             result = Py_NewRef(state_yielded);
             break;
         }
         gate->inside = true;
         bool done = poll_now(own);
-        gate->inside = false;
         if (self->failure != NULL) {
             raise_failure(self);
+        }
+        if (leave(gate) < 0 || PyErr_Occurred()) {
             break;
         }
         if (done) {
             result = Py_NewRef(state_done);
             break;
         }
-        if (!own->requested || gate->closed) {
+        if (!own->requested || gate->closing) {
             result = Py_NewRef(state_yielded);
             break;
         }
-        PyObject *entry = (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
-                              ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
-                              : NULL;
-        if (entry == NULL || !Py_IS_TYPE(entry, &Host_Type)) {
+        Host *host = requested_host(own, hosts);
+        if (host == NULL || (host->suspending && args[6] != Py_True)) {
             result = Py_NewRef(state_import);
             break;
         }
-        Host *host = (Host *)entry;
         if (token == NULL) {
-            token = PyContextVar_Set(args[2], call);
+            call = PyObject_CallOneArg(args[3], args[4]);
+            token = call == NULL ? NULL : PyContextVar_Set(args[2], call);
             if (token == NULL) {
                 break;
             }
@@ -990,14 +1117,23 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             values[++made] = value;
         }
         PyObject *answer = NULL;
+        Py_INCREF(host);
         if (made == host->parameters) {
-            Py_INCREF(host);
             answer = PyObject_Vectorcall(host->callable, values + 1,
                                          made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-            Py_DECREF(host);
         }
         while (made > 0) {
             Py_DECREF(values[made--]);
+        }
+        if (answer != NULL && host->suspending) {
+            Py_DECREF(host);
+            result = PyTuple_Pack(3, answer, call, token);
+            Py_DECREF(answer);
+            if (result != NULL) {
+                Py_CLEAR(token);
+                Py_CLEAR(call);
+            }
+            break;
         }
         if (answer != NULL && PyErr_CheckSignals() < 0) {
             Py_CLEAR(answer);
@@ -1005,6 +1141,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         if (answer == NULL) {
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
+            Py_DECREF(host);
             PyErr_NormalizeException(&type, &value, &traceback);
             if (traceback != NULL) {
                 PyException_SetTraceback(value, traceback);
@@ -1015,45 +1152,36 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             Py_XDECREF(traceback);
             break;
         }
-        PyObject *occupied = PyObject_GetAttr(args[4], name_current);
-        if (occupied == NULL) {
+        int occupied = is_occupied(args[4]);
+        if (occupied < 0) {
+            Py_DECREF(host);
             Py_DECREF(answer);
             break;
         }
-        Py_DECREF(occupied);
-        bool plain = occupied == Py_None && !PyCoro_CheckExact(answer) && !gate->closed &&
-                     gate->generation == generation && own->future != NULL;
-        if (plain && host->results == 1) {
-            unsigned char *to = (unsigned char *)(uintptr_t)own->results;
-            char letter = host->letters[MOST_VALUES];
-            plain = encode(letter, answer, to + 8);
-            if (plain) {
-                to[0] = kinds[(unsigned char)letter];
-            }
-        }
-        else if (host->results > 1) {
-            plain = false;
-        }
+        bool plain = !occupied && !PyCoro_CheckExact(answer) && !gate->closing &&
+                     gate->generation == generation && own->future != NULL &&
+                     answer_plainly(own, host, answer);
+        Py_DECREF(host);
         if (!plain) {
             result = PyTuple_Pack(1, answer);
             Py_DECREF(answer);
             break;
         }
         Py_DECREF(answer);
-        own->requested = 0;
-        own->flag = 1;
         if (fine_seconds() >= end) {
             result = Py_NewRef(state_answered);
             break;
         }
     }
-    if (token != NULL) {
+    if (call != NULL) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
-        if (PyContextVar_Reset(args[2], token) < 0) {
+        if ((token != NULL && PyContextVar_Reset(args[2], token) < 0) ||
+            PyObject_SetAttr(call, name_active, Py_False) < 0) {
             PyErr_WriteUnraisable(args[2]);
         }
-        Py_DECREF(token);
+        Py_XDECREF(token);
+        Py_DECREF(call);
         PyErr_Restore(type, value, traceback);
     }
     Py_DECREF(self);
@@ -1143,6 +1271,7 @@ static PyMethodDef Fiber_methods[] = {
     {"begin_call", (PyCFunction)Fiber_begin_call, METH_VARARGS, NULL},
     {"poll", (PyCFunction)Fiber_poll, METH_O, NULL},
     {"advance", (PyCFunction)(void (*)(void))Fiber_advance, METH_FASTCALL, NULL},
+    {"answer", (PyCFunction)(void (*)(void))Fiber_answer, METH_FASTCALL, NULL},
     {"resume", (PyCFunction)Fiber_resume, METH_NOARGS, NULL},
     {NULL},
 };
@@ -1336,21 +1465,311 @@ find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
                          (unsigned long long)described[0], (unsigned long long)described[3]);
 }
 
+/* ---- Clock: what a ticker and quick calls tell each other; see quick.py ---- */
+
+typedef struct {
+    PyObject_HEAD
+    bool needed, parked;
+    int manual;
+    unsigned long long ticks;
+} Clock;
+
+static THREAD_LOCAL struct {
+    unsigned long long last, since;
+    bool over;
+} turn;
+
+static PyObject *
+Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Clock *self = (Clock *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->parked = true;
+    }
+    return (PyObject *)self;
+}
+
+static bool
+in_streak(Clock *self, bool ran)
+{
+    if (self->manual) {
+        return false;
+    }
+    if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
+        turn.since = self->ticks;
+        turn.over = false;
+    }
+    else if (self->ticks - turn.since >= STREAK_TICKS) {
+        turn.over = true;
+    }
+    turn.last = self->ticks;
+    return turn.over;
+}
+
+static PyObject *
+Clock_new_turn(Clock *self, PyObject *unused)
+{
+    turn.last = turn.since = self->ticks;
+    turn.over = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
+{
+    return PyBool_FromLong(in_streak(self, count > 0 && args[0] == Py_True));
+}
+
+static PyMethodDef Clock_methods[] = {
+    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
+    {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static PyMemberDef Clock_members[] = {
+    {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
+    {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
+    {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
+    {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
+    {NULL},
+};
+
+static PyTypeObject Clock_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Clock",
+    .tp_basicsize = sizeof(Clock),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = Clock_new,
+    .tp_methods = Clock_methods,
+    .tp_members = Clock_members,
+};
+
+/* ---- Quick: the first slice of an awaited call ---- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    Gate *gate;
+    Clock *clock;
+    PyObject *failed;
+    PyTypeObject *fiber_type;
+    void *context;
+    uint64_t function[2];
+    Py_ssize_t parameters, results;
+    char letters[2 * MOST_VALUES];
+} Quick;
+
+/* Make the fiber of a call that is not over, and note it where it has to be known. */
+static PyObject *
+Quick_hand_over(Quick *self, PyObject *memory)
+{
+    head *own = (head *)PyBytes_AS_STRING(memory);
+    PyObject *futures = NULL, *key = NULL, *kept = NULL, *handed = NULL;
+    Fiber *fiber = (Fiber *)self->fiber_type->tp_alloc(self->fiber_type, 0);
+    if (fiber == NULL) {
+        goto failed;
+    }
+    fiber->memory = Py_NewRef(memory);
+    fiber->handle = Py_NewRef((PyObject *)self->gate);
+    handed = PyWeakref_NewRef((PyObject *)fiber, NULL);
+    futures = PyObject_GetAttr((PyObject *)self->gate, name_futures);
+    key = PyLong_FromVoidPtr(own->future);
+    kept = PyTuple_Pack(2, memory, Py_None);
+    if (handed == NULL || futures == NULL || key == NULL || kept == NULL ||
+        PyDict_SetItem(futures, key, kept) < 0) {
+        goto failed;
+    }
+    fiber->head = own;
+    Py_XSETREF(self->gate->handed, handed);
+    Py_DECREF(futures);
+    Py_DECREF(key);
+    Py_DECREF(kept);
+    return (PyObject *)fiber;
+failed:
+    api.delete(own->future); /* the caller is inside */
+    own->future = NULL;
+    Py_XDECREF(handed);
+    Py_XDECREF(futures);
+    Py_XDECREF(key);
+    Py_XDECREF(kept);
+    Py_XDECREF(fiber);
+    return NULL;
+}
+
+static PyObject *
+Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Quick *self = (Quick *)callable;
+    Gate *gate = self->gate;
+    Clock *clock = self->clock;
+    if (PyVectorcall_NARGS(flags) != 1 || !PyTuple_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "expected a tuple");
+        return NULL;
+    }
+    PyObject *given = args[0];
+    Py_ssize_t count = PyTuple_GET_SIZE(given);
+    if (!gate->quick || gate->inside || gate->waiting || gate->closing ||
+        gate->generation != generation || clock->parked || clock->manual ||
+        count != self->parameters || in_streak(clock, false)) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    PyObject *result = NULL,
+             *memory = PyBytes_FromStringAndSize(
+                 NULL, sizeof(head) + VAL_BYTES * (self->parameters + self->results));
+    if (memory == NULL) {
+        return NULL;
+    }
+    head *own = (head *)PyBytes_AS_STRING(memory);
+    unsigned char *values = (unsigned char *)(own + 1);
+    memset(own, 0, sizeof(head));
+    for (Py_ssize_t index = 0; index < count; index++) {
+        unsigned char *to = values + VAL_BYTES * index;
+        char letter = self->letters[index];
+        if (!encode(letter, PyTuple_GET_ITEM(given, index), to + 8)) {
+            Py_DECREF(memory);
+            Py_RETURN_NOTIMPLEMENTED;
+        }
+        memset(to, 0, 8);
+        to[0] = kinds[(unsigned char)letter];
+    }
+    unsigned char *returned = values + VAL_BYTES * count;
+    memset(returned, 0, VAL_BYTES * self->results);
+    own->function[0] = self->function[0];
+    own->function[1] = self->function[1];
+    own->guarded = gate->guarded;
+    Py_INCREF(self); /* the guest may outlive every other reference */
+    if (!gate->near) {
+        gate->near = true;
+        api.set_deadline(self->context, NEAR);
+    }
+    clock->needed = true;
+    gate->inside = true;
+    head *previous = polled;
+    polled = own;
+    PyThreadState *thread = PyEval_SaveThread();
+    own->future = api.call_async(self->context, own->function, values, count, returned,
+                                 self->results, (void **)&own->trap, (void **)&own->error);
+    bool done = api.poll(own->future);
+    if (done) {
+        api.delete(own->future);
+    }
+    PyEval_RestoreThread(thread);
+    polled = previous;
+    turn.last = clock->ticks;
+    if (!done) {
+        result = Quick_hand_over(self, memory);
+    }
+    if (leave(gate) < 0) {
+        Py_CLEAR(result);
+        goto leave;
+    }
+    if (!done) {
+        goto leave;
+    }
+    if (own->error || own->trap) {
+        raise_failed(self->failed, (void *)(uintptr_t)own->error, (void *)(uintptr_t)own->trap);
+        goto leave;
+    }
+    result = decode_row(self->letters + MOST_VALUES, self->results, returned + 8, VAL_BYTES);
+leave:
+    Py_DECREF(memory);
+    Py_DECREF(self);
+    return result;
+}
+
+static PyTypeObject Quick_Type;
+
+static PyObject *
+Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *gate, *clock, *failed, *parameters, *results;
+    PyTypeObject *fiber_type;
+    unsigned long long context, first, second;
+    if (!PyArg_ParseTuple(args, "O!K(KK)UUO!OO!", &Gate_Type, &gate, &context, &first, &second,
+                          &parameters, &results, &Clock_Type, &clock, &failed, &PyType_Type,
+                          &fiber_type)) {
+        return NULL;
+    }
+    if (!PyType_IsSubtype(fiber_type, &Fiber_Type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a type of fibers");
+        return NULL;
+    }
+    Quick *self = (Quick *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->vectorcall = Quick_vectorcall;
+    self->gate = (Gate *)Py_NewRef(gate);
+    self->clock = (Clock *)Py_NewRef(clock);
+    self->failed = Py_NewRef(failed);
+    self->fiber_type = (PyTypeObject *)Py_NewRef((PyObject *)fiber_type);
+    self->context = (void *)(uintptr_t)context;
+    self->function[0] = first;
+    self->function[1] = second;
+    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
+        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int
+Quick_traverse(Quick *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->gate);
+    Py_VISIT(self->failed);
+    return 0;
+}
+
+static int
+Quick_clear(Quick *self)
+{
+    Py_CLEAR(self->failed);
+    return 0;
+}
+
+static void
+Quick_dealloc(Quick *self)
+{
+    PyObject_GC_UnTrack(self);
+    Quick_clear(self);
+    Py_CLEAR(self->gate);
+    Py_CLEAR(self->clock);
+    Py_CLEAR(self->fiber_type);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject Quick_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Quick",
+    .tp_basicsize = sizeof(Quick),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = Quick_new,
+    .tp_dealloc = (destructor)Quick_dealloc,
+    .tp_traverse = (traverseproc)Quick_traverse,
+    .tp_clear = (inquiry)Quick_clear,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Quick, vectorcall),
+};
+
 /* ---- the module ---- */
 
 static PyObject *
 bind(PyObject *module, PyObject *args)
 {
-    unsigned long long unchecked, poll, call;
+    unsigned long long unchecked, poll, call, delete, deadline;
     PyObject *done, *import, *yielded, *answered, *left;
-    if (!PyArg_ParseTuple(args, "KKKOOOOO", &unchecked, &poll, &call, &done, &import, &yielded,
-                          &answered, &left)) {
+    if (!PyArg_ParseTuple(args, "KKKKKOOOOO", &unchecked, &poll, &call, &delete, &deadline, &done,
+                          &import, &yielded, &answered, &left)) {
         return NULL;
     }
     api.call_unchecked = (void *(*)(void *, const void *, void *, size_t, void **))(uintptr_t)unchecked;
     api.poll = (bool (*)(void *))(uintptr_t)poll;
     api.call_async = (void *(*)(void *, const void *, const void *, size_t, void *, size_t, void **,
                                 void **))(uintptr_t)call;
+    api.delete = (void (*)(void *))(uintptr_t)delete;
+    api.set_deadline = (void (*)(void *, uint64_t))(uintptr_t)deadline;
     Py_XSETREF(state_done, Py_NewRef(done));
     Py_XSETREF(state_import, Py_NewRef(import));
     Py_XSETREF(state_yielded, Py_NewRef(yielded));
@@ -1372,7 +1791,23 @@ import_callback(PyObject *module, PyObject *unused)
     return PyLong_FromVoidPtr((void *)(uintptr_t)on_import);
 }
 
+/* has_room(frames) -> whether the recursion limit allows for that many Python frames */
+static PyObject *
+has_room(PyObject *module, PyObject *frames)
+{
+    long wanted = PyLong_AsLong(frames);
+    if (wanted == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+#if PY_VERSION_HEX < 0x030C0000
+    return PyBool_FromLong(PyThreadState_Get()->recursion_remaining > wanted);
+#else
+    return PyBool_FromLong(PyThreadState_Get()->py_recursion_remaining > wanted);
+#endif
+}
+
 static PyMethodDef methods[] = {
+    {"has_room", has_room, METH_O, NULL},
     {"bind", bind, METH_VARARGS, NULL},
     {"bind_stores", bind_stores, METH_VARARGS, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
@@ -1387,16 +1822,20 @@ static PyMethodDef methods[] = {
 static int
 fill(PyObject *module)
 {
-    PyTypeObject *types[] = {&Gate_Type, &Direct_Type, &Callable_Type, &Host_Type,
-                             &Fiber_Type};
+    PyTypeObject *types[] = {&Gate_Type,  &Direct_Type, &Callable_Type, &Host_Type,
+                             &Fiber_Type, &Clock_Type,  &Quick_Type};
     for (size_t index = 0; index < sizeof(types) / sizeof(types[0]); index++) {
         if (PyModule_AddType(module, types[index]) < 0) {
             return -1;
         }
     }
     name_current = PyUnicode_InternFromString("_current");
-    name_guarded = PyUnicode_InternFromString("guarded");
-    if (name_current == NULL || name_guarded == NULL) {
+    name_active = PyUnicode_InternFromString("active");
+    name_children = PyUnicode_InternFromString("_children");
+    name_close = PyUnicode_InternFromString("close");
+    name_futures = PyUnicode_InternFromString("futures");
+    if (name_active == NULL || name_children == NULL || name_close == NULL ||
+        name_current == NULL || name_futures == NULL) {
         return -1;
     }
     return PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||

@@ -20,9 +20,9 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _api
+from ._driver.checkpoints import checkpoint_if_cancelled
 from ._driver.detached import Post, is_being_cancelled, start
 from ._objects.conversions import Source
 from ._objects.instance import Instance

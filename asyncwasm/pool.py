@@ -21,9 +21,9 @@ from time import monotonic
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _log
+from ._driver.checkpoints import checkpoint_if_cancelled
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
 from ._errors import Interrupted, LinkError, RangeError

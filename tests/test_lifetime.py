@@ -18,7 +18,7 @@ import pytest
 
 import asyncwasm as aw
 
-from .support import ADD, CALLER, instance, module, resident_bytes
+from .support import ADD, CALLER, instance, module, resident_bytes, run_script
 
 PAGE = 65_536
 SMALL_HEAP = aw.Limits(memory_bytes=PAGE)
@@ -685,3 +685,41 @@ def test_cached_module_of_the_tests_is_not_kept_by_its_instances() -> None:
     assert first() is None
     assert aw.Module(binary).digest == aw.Module(binary).digest
     assert module(CALLER) is module(CALLER)
+
+
+async def test_closing_a_store_wakes_the_calls_that_wait_for_their_turn() -> None:
+    """The one that has its turn waits for an import, and may do so for ever."""
+    started, never = asyncio.Event(), asyncio.Event()
+
+    async def wait(x: int) -> int:
+        started.set()
+        await never.wait()
+        return x
+
+    one = instance(CALLER, {"host": {"f": wait}})
+    first = asyncio.create_task(one.exports.call.call_async(1))
+    await started.wait()
+    others = [asyncio.create_task(one.exports.plain.call_async(each)) for each in range(3)]
+    await asyncio.sleep(0)
+    one.close()
+    ended = await asyncio.gather(*others, return_exceptions=True)
+
+    assert [type(each) for each in ended] == [anyio.ClosedResourceError] * 3
+    assert not first.done()
+    never.set()
+    with pytest.raises(aw.Interrupted) as caught:
+        await first
+    assert caught.value.reason == "closed"
+
+
+def test_interpreter_without_the_gil_is_refused() -> None:
+    done = run_script("""
+        import sys
+        sys._is_gil_enabled = lambda: False
+        try:
+            import asyncwasm
+        except ImportError as exc:
+            print(exc.name, "PYTHON_GIL=1" in str(exc))
+    """)
+
+    assert (done.stdout, done.returncode) == ("asyncwasm True\n", 0), done.stderr

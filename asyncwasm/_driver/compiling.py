@@ -6,8 +6,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from anyio.lowlevel import checkpoint_if_cancelled
-
 from .._objects.instance import Instance, Preparation
 from .._objects.module import Module
 from .._objects.options import NO_OPTIONS, CompileOptions
@@ -15,6 +13,7 @@ from .._runtime.config import Limits
 from .._runtime.engine import Engine
 from .._runtime.jobs import Job
 from .._runtime.store import Store
+from .checkpoints import checkpoint_if_cancelled
 from .drive import drive
 from .signal import new_signal
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import inspect
 from time import perf_counter
+from types import CoroutineType
 from typing import Any
 
 from anyio import ClosedResourceError
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import Trap
-from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, State
+from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
 from .._objects.function import ExportedFunction, Function
 from .._runtime.operation import HostCall, Operation, current
+from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
+from .turns import wait_for_turn
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -30,7 +32,18 @@ QUANTUM_SECONDS = 0.01  # on a thread, while others wait for one
 
 async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     """Call *function* on a fiber, and return its result."""
-    return await drive(function._operation(arguments))
+    if not at_ease():
+        await checkpoint_if_cancelled()
+    outcome = function._quick(arguments)
+    if outcome is NotImplemented:
+        operation = function._operation(arguments)
+        await wait_for_turn(operation.store.engine.ticker.clock)
+    elif outcome.__class__ is Fiber:
+        operation = function._operation(arguments, outcome)
+        del outcome
+    else:
+        return outcome
+    return await _drive(operation)
 
 
 async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
@@ -47,7 +60,13 @@ async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
 async def drive(operation: Operation) -> Any:
     """Run *operation* to its end, and return its result."""
     await checkpoint_if_cancelled()
-    now = operation.store.engine.ticker.now
+    await wait_for_turn(operation.store.engine.ticker.clock)
+    return await _drive(operation)
+
+
+async def _drive(operation: Operation) -> Any:
+    ticker = operation.store.engine.ticker
+    now, clock = ticker.now, ticker.clock
     state: State | tuple[Any, ...] | None = None
     try:
         if not operation.enter():
@@ -59,12 +78,14 @@ async def drive(operation: Operation) -> Any:
             operation.loop = closable_loop()
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
-                if isinstance(state, tuple):
-                    if operation.children.current is not None:
+                if state is IMPORT:
+                    await _call_host(operation)
+                elif isinstance(state, tuple) and len(state) == 3:
+                    await _call_host(operation, state)
+                elif isinstance(state, tuple):
+                    if operation.occupied:
                         await _wait_for_children(operation)
                     operation.settle(state)
-                elif state is IMPORT:
-                    await _call_host(operation)
                 # Also after an import that was awaited: whether the loop has run meanwhile
                 # cannot be told, and an import that has its answer at hand does not let it.
                 if now() - started >= SLICE_SECONDS:
@@ -73,7 +94,7 @@ async def drive(operation: Operation) -> Any:
                 slices = 0
             elif now() - started >= SLICE_SECONDS:
                 slices += 1
-                if slices > INLINE_SLICES and _may_move(operation):
+                if (slices > INLINE_SLICES or clock.streak(True)) and _may_move(operation):
                     state = await _poll_on_thread(operation)
                     started = now()
                     slices = 0
@@ -107,27 +128,36 @@ async def _wait_for_turn(operation: Operation) -> None:
     except BaseException:
         lane.give_up(operation)  # if it has the room already, `leave` hands it on
         raise
+    if lane.current is not operation:  # it was woken because the store has been closed
+        raise operation.store.unavailable(None)
 
 
-async def _call_host(operation: Operation) -> None:
-    """Answer the guest's request."""
-    host = operation.host
-    call = HostCall(operation)
-    token = current.set(call)
+async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None) -> None:
+    """Answer the guest's request; *begun* is what a suspending host has returned already."""
+    call: HostCall
+    if begun is None:
+        call = HostCall(operation)
+        token = current.set(call)
+    else:
+        value, call, token = begun
     try:
-        value = host.callable(*operation.arguments())
-        if not host.suspending:
-            value = host.checked(value)
-        elif inspect.isawaitable(value):
+        if begun is None:
+            host = operation.host
+            value = host.callable(*operation.arguments())
+            if not host.suspending:
+                value = host.checked(value)
+            elif inspect.isawaitable(value):
+                value = await value
+        elif value.__class__ is CoroutineType or inspect.isawaitable(value):
             value = await value
         call.active = False
-        if operation.children.current is not None:
+        if operation.occupied:
             await _wait_for_children(operation)
         operation.answer(value)
     except Trap:
         raise
     except Exception as exc:
-        if operation.children.current is not None:
+        if operation.occupied:
             call.active = False
             await _wait_for_children(operation)
         operation.throw(exc)

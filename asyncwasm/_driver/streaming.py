@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from .. import _log
 from .._errors import CompileError
@@ -27,6 +26,7 @@ from .._objects.options import CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
 from .._runtime.store import Store
+from .checkpoints import checkpoint
 from .compiling import Instantiated, compile_module, instantiate_source
 from .drive import SLICE_SECONDS
 

@@ -32,6 +32,8 @@ def bind() -> None:
         lib.address("wasmtime_func_call_unchecked"),
         lib.address("wasmtime_call_future_poll"),
         lib.address("wasmtime_func_call_async"),
+        lib.address("wasmtime_call_future_delete"),
+        lib.address("wasmtime_context_set_epoch_deadline"),
         DONE,
         IMPORT,
         YIELDED,

@@ -146,17 +146,20 @@ class Row:
         except (struct.error, OverflowError):
             self.raw_pack(memory, offset, *self.converted(values))
 
+    def pack_exact(self, memory: Any, offset: int, values: Sequence[Any]) -> None:
+        """Write plain numbers in the val layout; `struct.error` or OverflowError if some do not fit."""
+        items = self._kinds.copy()
+        items[1::2] = values
+        self._pack(memory, offset, *items)
+
     def pack(self, memory: Any, offset: int, values: Sequence[Any]) -> None:
         """Write numeric *values* in the val layout; there must be as many as types."""
         if self.checked or not EXACT.issuperset(map(type, values)):
             values = self.converted(values)  # once: it runs the user's code
-        items = self._kinds.copy()
-        items[1::2] = values
         try:
-            self._pack(memory, offset, *items)
+            self.pack_exact(memory, offset, values)
         except (struct.error, OverflowError):
-            items[1::2] = self.converted(values)
-            self._pack(memory, offset, *items)
+            self.pack_exact(memory, offset, self.converted(values))
 
 
 @lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from typing import Any
 
 from .accelerator import speedups
 from .codec import EXACT, RAW_BYTES, Row
-from .handles import StoreHandle
+from .handles import FAR, StoreHandle
 from .library import lib
 
 _HEADER = 16  # the trap, padded
@@ -41,9 +41,9 @@ def direct_call(
     more care; *failed* makes the exception of an error and a trap pointer; *held* is told
     about calls longer than *hold_seconds*.
     """
-    if speedups is not None and _plain(parameters) and _plain(results):
+    if speedups is not None and plain(parameters) and plain(results):
         return speedups.Direct(  # type: ignore[no-any-return]
-            handle.lock,
+            handle,
             handle.context,
             function,
             parameters.letters,
@@ -51,7 +51,6 @@ def direct_call(
             detour,
             failed,
             held,
-            handle.close,
             hold_seconds,
         )
     native = _unchecked()
@@ -74,7 +73,7 @@ def direct_call(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(*arguments: Any) -> Any:
-        if handle._detour or checked or locked() or not exact(map(type, arguments)):
+        if handle.detour or checked or locked() or not exact(map(type, arguments)):
             return detour(arguments)
         try:
             lent = free.pop()
@@ -90,8 +89,10 @@ def direct_call(
         with lock:
             if not handle.open:
                 return detour(arguments)
+            if handle.near:
+                handle.set_deadline(FAR)
             error = native(context, callee, values, length, trap)
-        if handle._closing:
+        if handle.pending:
             handle.close()
         seconds = perf_counter() - started
         outcome = unpack(memory)
@@ -111,17 +112,20 @@ def _unchecked() -> Any:
     return lib.undeclared("wasmtime_func_call_unchecked")
 
 
-def _plain(row: Row) -> bool:
+def plain(row: Row) -> bool:
+    """Return whether the accelerator can convert the values."""
     return len(row.types) <= speedups.MOST_VALUES and not row.checked
 
 
-def plain_host(callable: Callable[..., Any], parameters: Row, results: Row) -> Any:
+def plain_host(
+    callable: Callable[..., Any], parameters: Row, results: Row, suspending: bool
+) -> Any:
     """Return the accelerator's form of a host function, None if it has to go the slow way."""
     if speedups is None or not (parameters.numeric and results.numeric):
         return None
     if max(len(parameters.types), len(results.types)) > speedups.MOST_VALUES:
         return None
-    return speedups.Host(callable, parameters.letters, results.letters)
+    return speedups.Host(callable, parameters.letters, results.letters, suspending)
 
 
 class _Called:

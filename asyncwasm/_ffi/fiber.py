@@ -140,6 +140,7 @@ class Fiber:
     """One activation on a stack of its own."""
 
     __slots__ = (
+        "__weakref__",
         "action",
         "address",
         "child",
@@ -170,7 +171,7 @@ class Fiber:
         """Make the future of a call of *function*, whose arguments are in the memory."""
         struct.pack_into("<QQ", self.memory, FUNCTION, *function)
         at = self.address + ARGUMENTS
-        self._own(
+        self.own(
             lib.wasmtime_func_call_async(
                 self.handle.context,
                 self.address + FUNCTION,
@@ -181,12 +182,11 @@ class Fiber:
                 self.address + TRAP,
                 self.address + ERROR,
             ),
-            None,
         )
 
     def start_instantiation(self, linker: int, module: int, kept: object) -> None:
         """Make the future of an instantiation; the instance is written to the payload."""
-        self._own(
+        self.own(
             lib.wasmtime_linker_instantiate_async(
                 linker,
                 self.handle.context,
@@ -200,7 +200,7 @@ class Fiber:
 
     def start_linked_instantiation(self, linked: int, kept: object) -> None:
         """Make the future of an instantiation of a module that has been linked before."""
-        self._own(
+        self.own(
             lib.wasmtime_instance_pre_instantiate_async(
                 linked,
                 self.handle.context,
@@ -211,7 +211,8 @@ class Fiber:
             kept,
         )
 
-    def _own(self, future: int, kept: object) -> None:
+    def own(self, future: int, kept: object = None) -> None:
+        """Take over *future*, and keep what must outlive it."""
         self.future = future
         self.handle.futures[future] = (self.memory, kept)
 
@@ -307,7 +308,7 @@ if speedups is not None:
             future = self.begin_call(self.handle.context, function, arguments, results)
             self.handle.futures[future] = (self.kept, None)
 
-        def _own(self, future: int, kept: object) -> None:
+        def own(self, future: int, kept: object = None) -> None:
             self.future = future
             self.handle.futures[future] = (self.kept, kept)
 
@@ -332,6 +333,8 @@ STEP_FRAMES = 24
 
 def make_sure_of_room(frames: int) -> None:
     """Raise RecursionError here rather than on the fiber, or inside of ctypes."""
+    if speedups is not None and speedups.has_room(frames):
+        return
     if frames:
         make_sure_of_room(frames - 1)
 

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .accelerator import speedups
 from .instances import open_store
@@ -65,11 +65,37 @@ class Handle:
         self.close()
 
 
+FAR = 1 << 60  # ticks: 36 million years
+NEAR = 1
+
+
+class _PureGate:
+    """Who is inside of a store, and what those who want in have to know."""
+
+    __slots__ = ("closing", "detour", "guarded", "handed", "lock", "near", "pending", "quick")
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.Lock()
+        self.closing = False  # the store is to be deleted by whoever leaves it last
+        self.detour = False  # a direct call must look closer before it enters
+        self.guarded = False  # guests of the store can hold references
+        self.pending = False  # whoever is inside has to finish the closing
+        self.near = False  # the guest yields at the next tick
+        self.quick = False  # an awaited call may begin before anybody knows about it
+        self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
+
+
+if TYPE_CHECKING:
+    Gate = _PureGate
+else:  # the one in C is its own lock
+    Gate = _PureGate if speedups is None else speedups.Gate
+
+
 # Of all stores: it is held for a moment, and views are few.
 _views_lock = threading.Lock()
 
 
-class StoreHandle:
+class StoreHandle(Gate):
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
 
@@ -81,25 +107,18 @@ class StoreHandle:
 
     __slots__ = (
         "__weakref__",
-        "_closing",
-        "_detour",
         "_generation",
-        "_guarded",
         "_views",
         "context",
         "engine",
         "futures",
-        "lock",
         "open",
         "pointer",
     )
 
     def __init__(self, engine: Handle, ticks: int, limits: Sequence[int]) -> None:
         """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
-        self.lock: Any = threading.Lock() if speedups is None else speedups.Gate()
-        self._closing = False
-        self._guarded = False
-        self._detour = False
+        super().__init__()
         self.open = True
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
@@ -114,42 +133,17 @@ class StoreHandle:
         """Whether this process made the store."""
         return self._generation == _Process.generation
 
-    # What the accelerator looks at too lives in its gate as well.
-
-    @property
-    def closing(self) -> bool:
-        """Whether the store is to be deleted by whoever leaves it last."""
-        return self._closing
-
-    @property
-    def guarded(self) -> bool:
-        """Whether guests of the store can hold references."""
-        return self._guarded
-
-    @guarded.setter
-    def guarded(self, guarded: bool) -> None:
-        self._guarded = guarded
-        if speedups is not None:
-            self.lock.guarded = guarded
-
-    @property
-    def detour(self) -> bool:
-        """Whether a direct call must look closer before it enters."""
-        return self._detour
-
-    @detour.setter
-    def detour(self, detour: bool) -> None:
-        self._detour = detour
-        if speedups is not None:
-            self.lock.detour = detour
+    def set_deadline(self, ticks: int) -> None:
+        """Have the guest yield, or end, after *ticks*. The caller is inside."""
+        self.near = ticks == NEAR
+        lib.wasmtime_context_set_epoch_deadline(self.context, ticks)
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
-        self._closing = True
-        if speedups is not None:
-            self.lock.closed = True
+        self.closing = self.pending = True
         if not self.lock.acquire(False):
             return  # whoever is inside comes back here when it leaves
+        self.pending = False
         try:
             self._finish()
         finally:

@@ -16,6 +16,8 @@ from .._errors import SuspendError
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
 from .._ffi.direct import Called, call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
+from .._ffi.fiber import Fiber
+from .._ffi.quick import not_quick, quick_call
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
@@ -106,6 +108,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         "_extern",
         "_name",
         "_parameters",
+        "_quick",
         "_refused",
         "_results",
         "_store",
@@ -147,8 +150,10 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 self._held,
                 guard.BLOCKING_SECONDS,
             )
+            self._quick = self._first_quick
         else:
             self._direct = self._go_around
+            self._quick = not_quick
         return self
 
     def _setup(self, shape: Shape, name: str) -> None:
@@ -162,12 +167,27 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     def _go_around(self, *arguments: Any) -> Any:
         return self._detour(arguments)
 
+    def _first_quick(self, arguments: tuple[Any, ...]) -> Any:
+        # Made when it is first wanted: many functions are never awaited.
+        store = self._store
+        assert store is not None and self._extern is not None
+        self._quick = quick_call(
+            store.handle,
+            self._extern.raw,
+            self._parameters,
+            self._results,
+            store.engine.ticker.clock,
+            self._failed,
+        )
+        return self._quick(arguments)
+
     def _store_closed(self) -> None:
         # What it was called through refers to the function: without it there is no cycle, and
         # a short-lived store leaves nothing to the collector.
         store = self._store
         assert store is not None
         self._direct = store.refuse
+        self._quick = not_quick
 
     @property
     def name(self) -> str:
@@ -231,14 +251,14 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     def _raw_in(self, store: Store) -> tuple[int, int]:
         return self._bind(store).raw
 
-    def _operation(self, arguments: Sequence[Any]) -> Call:
+    def _operation(self, arguments: Sequence[Any], fiber: Fiber | None = None) -> Call:
         if self._refused:
             raise cannot_cross(self._type)
         if len(arguments) != len(self._parameters.types):
             raise wrong_count(len(arguments), self._type, self._name)
         store = self._store
         assert store is not None and self._extern is not None
-        if not self._parameters.numeric:
+        if fiber is None and not self._parameters.numeric:
             arguments = store.references.prepare_row(self._parameters, arguments, self._concrete)
         return Call(
             store,
@@ -248,6 +268,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
             self._results,
             arguments,
             self._concrete,
+            fiber,
         )
 
     def _detour(self, arguments: tuple[Any, ...]) -> Any:
@@ -325,6 +346,7 @@ class Function(ExportedFunction):
             raise TypeError(f"expected a callable, got {callable.__class__.__name__}")
         self._setup(Shape(function_type(type)), "0")
         self._direct = self._go_around
+        self._quick = not_quick
         self._store = None
         self._extern = None
         target = callable.callable if isinstance(callable, Suspending) else callable

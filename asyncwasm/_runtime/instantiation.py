@@ -40,7 +40,7 @@ def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]
         if artifact.holds_references:
             handle.guarded = True
         error, trap, instance = instantiate_directly(handle, native, ())
-    if handle.closing:
+    if handle.pending:
         handle.close()
     if error or trap:
         return error, trap
@@ -125,7 +125,7 @@ class Instantiation(Operation):
             finally:
                 self.fiber = None
                 fiber.delete()
-        if handle.closing:
+        if handle.pending:
             handle.close()
         if trap or error:
             raise self.failed(error, trap)

@@ -143,6 +143,13 @@ class Lane:
         if leaving is not None:
             leaving.end()
 
+    def dismiss(self) -> None:
+        """Wake those who wait, none of whom gets the room: the store has been closed."""
+        with self.lock:
+            waiting, self.waiting = self.waiting, deque()
+        for _, waiter in waiting:
+            waiter.wake()
+
     def lets_owner_end(self) -> bool:
         """Return whether the owner can end; if not, the last one here ends it."""
         with self.lock:
@@ -159,8 +166,8 @@ class Operation:
 
     __slots__ = (
         "__weakref__",
+        "_children",
         "begun",
-        "children",
         "ends",
         "fiber",
         "interrupted",
@@ -173,7 +180,7 @@ class Operation:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.outer = current.get()  # who has started it
-        self.children = Lane(self)
+        self._children: Lane | None = None
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
         self.begun = False  # whether the fiber has something to unwind or to free
@@ -181,21 +188,46 @@ class Operation:
         self.ends: float | None = None  # when it must have finished, if it is synchronous
         self.interrupted: InterruptReason | None = None
 
+    @property
+    def children(self) -> Lane:
+        """The room for what the operation's imports start."""
+        if self._children is None:
+            with self.store.root.lock:
+                if self._children is None:
+                    self._children = Lane(self)
+        return self._children
+
+    @property
+    def occupied(self) -> bool:
+        """Whether something that an import has started is on top of the operation."""
+        return self._children is not None and self._children.current is not None
+
     def enter(self) -> bool:
         """Take the room in the store, and return whether it was free."""
         make_sure_of_room(LEAVE_FRAMES)
         self.store.entering(self)
-        self.lane = self.store.lane(self.outer)
-        return self.lane is None or self.lane.take(self)
+        lane = self.lane = self.store.lane(self.outer)
+        if lane is None:
+            return True
+        if lane.current is None and self.store.bound:
+            # Nobody has the room, but somebody may be inside: a quick call on another thread,
+            # which takes the room when it is not over soon.
+            self.store.ready(self)
+        return lane.take(self)
 
     @property
     def lost(self) -> bool:
         """Whether the loop that it needs has been closed."""
         return self.loop is not None and self.loop.is_closed()
 
+    def dismiss(self) -> None:
+        """Wake those who wait to run on top of the operation, because the store has been closed."""
+        if self._children is not None:
+            self._children.dismiss()
+
     def put_out(self) -> bool:
         """End the operation, and those that run on top of it; return whether none is in the way."""
-        if self.children.clear() is not None:
+        if self._children is not None and self._children.clear() is not None:
             return False
         self.interrupt("closed")
         self.end()
@@ -222,11 +254,13 @@ class Operation:
             make_sure_of_room(
                 STEP_FRAMES * (1 + len(self._outer_fibers())) if handle.guarded else IMPORT_FRAMES
             )
-        with handle.lock:
-            fiber = self._prepared(handle)
-            self._poll(fiber)
-        if handle.closing:
-            handle.close()
+        try:
+            with handle.lock:
+                fiber = self._prepared(handle)
+                self._poll(fiber)
+        finally:
+            if handle.pending:
+                handle.close()
         if fiber.finished:
             return DONE
         return YIELDED if fiber.request is None else IMPORT
@@ -245,30 +279,27 @@ class Operation:
             fiber = self.start()
         return fiber
 
-    def advance(self, seconds: float) -> State | tuple[Any, ...]:
+    def advance(self, seconds: float, awaits: bool = True) -> State | tuple[Any, ...]:
         """
         Poll, and answer requests for plain host functions, for about *seconds*.
 
         Returns a state as `poll` does, ANSWERED when the time is over, or what a host function
-        has returned, ``(value,)``, or raised, ``(None, exception)``, for `settle`.
+        has returned, ``(value,)``, or raised, ``(None, exception)``, for `settle`. If the caller
+        *awaits* those that suspend, ``(awaitable, call, token)`` is what one has returned.
         """
-        if speedups is None or not self.store.hosts:
+        store = self.store
+        if speedups is None or not store.hosts:
             return self.poll()
-        handle = self.store.ready(self)
+        handle = store.ready(self)
         if handle.guarded and self._outer_fibers():
             return self.poll()
-        with handle.lock:
-            fiber: Any = self._prepared(handle)
-        call = HostCall(self)
-        try:
-            # Never kept in a variable: the frame of what has raised refers to this one.
-            return fiber.advance(  # type: ignore[no-any-return]
-                handle.lock, self.store.plain_hosts, current, call, self.children, seconds
-            )
-        finally:
-            call.active = False
-            if handle.closing:
-                handle.close()
+        fiber: Any = self.fiber
+        if not self.begun or self.interrupted is not None or not store.goes_on_ticking():
+            with handle.lock:
+                fiber = self._prepared(handle)
+        return fiber.advance(  # type: ignore[no-any-return]
+            handle, store.plain_hosts, current, HostCall, self, seconds, awaits
+        )
 
     def settle(self, outcome: tuple[Any, ...]) -> None:
         """Answer the guest's request with what `advance` has brought back."""
@@ -349,7 +380,12 @@ class Operation:
 
     def answer(self, value: Any) -> None:
         """Give the guest the result of its request, or raise what is wrong with *value*."""
-        assert self.fiber is not None and self.fiber.request is not None
+        assert self.fiber is not None
+        if speedups is not None:
+            fiber: Any = self.fiber
+            if fiber.answer(self.store.handle, self.store.plain_hosts, value):
+                return
+        assert self.fiber.request is not None
         host = self.host
         row = host.results
         if row.types:
@@ -423,12 +459,12 @@ class Operation:
 
         Put off while a call that an import has started, and left behind, is on top.
         """
-        if self.children.lets_owner_end():
+        if self._children is None or self._children.lets_owner_end():
             self.end()
 
     def end(self) -> None:
         """Leave now; idempotent."""
-        with self.children.lock:
+        with self.store.root.lock:
             lane, self.lane = self.lane, None
             fiber, self.fiber = self.fiber, None
         if fiber is not None and self.begun:  # else there is nothing to enter the store for
@@ -458,6 +494,7 @@ class Call(Operation):
         results: Row,
         arguments: Sequence[Any],
         concrete: Sequence[int],
+        fiber: Fiber | None = None,  # that runs already
     ) -> None:
         super().__init__(store)
         self._raw = raw
@@ -466,6 +503,10 @@ class Call(Operation):
         self._results = results
         self._arguments = arguments
         self._concrete = concrete
+        if fiber is not None:
+            self.fiber = fiber
+            self.begun = True
+            return
         self.fiber = Fiber(store.handle, parameters.val_bytes + results.val_bytes)
         if parameters.numeric:  # converted here, because that runs the user's code
             parameters.pack(self.fiber.memory, ARGUMENTS, arguments)

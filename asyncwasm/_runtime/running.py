@@ -25,7 +25,7 @@ def run(operation: Operation) -> Any:
     try:
         operation.enter_now()
         while True:
-            state = operation.advance(STRETCH_SECONDS)
+            state = operation.advance(STRETCH_SECONDS, awaits=False)
             if state is DONE:
                 return operation.result()
             if state is IMPORT or isinstance(state, tuple):
@@ -33,7 +33,7 @@ def run(operation: Operation) -> Any:
                     operation.settle(state)
                 else:
                     _call_host(operation)
-                if operation.children.current is not None:
+                if operation.occupied:
                     # The import has left a call suspended (an eager task does), on top of
                     # which the guest must not go on, not even to catch an exception.
                     raise operation.store.busy()

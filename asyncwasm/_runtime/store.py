@@ -23,11 +23,12 @@ import anyio
 
 from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
 from .._ffi import errors, externs
+from .._ffi.accelerator import speedups
 from .._ffi.codec import Row, row
 from .._ffi.direct import plain_host
 from .._ffi.externs import Extern, Root
 from .._ffi.fiber import Fiber
-from .._ffi.handles import Handle, StoreHandle
+from .._ffi.handles import FAR, NEAR, Handle, StoreHandle
 from .._ffi.library import lib
 from .._ffi.linking import Linker
 from .._ffi.references import References, drain, pending_drops, unroot
@@ -42,8 +43,6 @@ from .operation import HostCall, Lane, Operation, current
 T = TypeVar("T")
 
 _UNLIMITED = Limits()
-_FAR = 1 << 60  # ticks: 36 million years
-_NEAR = 1
 _PYTHON_TAG_TYPE = TagType(["externref"])
 
 ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
@@ -219,9 +218,8 @@ class Store:
         self.pooled = False  # whether its memory comes from the engine's pool, if there is one
         self._bind_lock = threading.RLock()
         self._python_tag: Extern | None = None
-        self._near = False
         self._asynchronous = False
-        self._stride = _NEAR
+        self._stride = NEAR
         self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
         self._raised = False  # whether a Python exception has come out of a guest
         self._disturbed = False
@@ -245,12 +243,16 @@ class Store:
         """
         Free the store and everything in it; idempotent, and safe at any moment.
 
-        A call that is suspended or runs on another thread ends with `Interrupted`. Views of a
-        memory stay readable as long as they live.
+        A call that runs on another thread ends with `Interrupted`, and so does one that is
+        suspended, when the import that it waits for has ended; one that waits for its turn ends
+        at once with `ClosedResourceError`. Views of a memory stay readable as long as they live.
         """
         self._closed = True
+        if "root" in self.__dict__:
+            self.root.dismiss()
         for operation in self._alive():
             operation.interrupt("closed")
+            operation.dismiss()
         if "known" in self.__dict__:
             for value in self.known.values():
                 store_closed = getattr(value, "_store_closed", None)
@@ -374,7 +376,7 @@ class Store:
                 self._variant = engine.pooled(variant) if self.pooled else variant
                 handle = StoreHandle(
                     engine.native(self._variant),
-                    _FAR,
+                    FAR,
                     _UNLIMITED_NATIVE if limits is _UNLIMITED else _native(limits),
                 )
                 if limits.fuel is not None:
@@ -410,7 +412,10 @@ class Store:
             self._disturbed
             or self._closed
             or self._alive()
-            or (handle is not None and (handle.lock.locked() or not handle.ours))
+            or (
+                handle is not None
+                and (handle.lock.locked() or not handle.ours or _alive(handle.handed))
+            )
         )
 
     def disturb(self) -> None:
@@ -517,8 +522,15 @@ class Store:
         """Note that *operation* is alive."""
         self._check_open()
         self._operations[operation] = None
-        if self._native is not None:
-            self._native.detour = True
+        handle = self._native
+        if handle is None:
+            return
+        handle.detour = True
+        handle.quick = False
+        if handle.handed is not None:
+            if _alive(handle.handed) and handle.handed() is not operation.fiber:
+                raise self.unavailable(operation)
+            handle.handed = None
 
     def _alive(self) -> list[Operation]:
         """Return the operations that are alive, oldest first."""
@@ -533,28 +545,40 @@ class Store:
     def left(self, operation: Operation) -> None:
         """Note that *operation* is over."""
         self._operations.pop(operation, None)
-        if not self._near and not self._operations and not self._closed:
-            # It went the direct way, as the next call can: the clock is as that needs it.
-            self.handle.detour = not self.direct or self._sync_deadline_seconds is not None
+        handle = self._native
+        if handle is not None and not self._operations and not self._closed:
+            handle.detour = not self.direct or self._sync_deadline_seconds is not None
+            handle.quick = (
+                self._asynchronous
+                and self._stride == NEAR
+                and not handle.guarded
+                and (speedups is not None or not self.hosts)
+            )
         if pending_drops():
             drain()
 
     def prepare_fiber(self) -> None:
         """Set the clock so that the guest yields at the next tick. The caller is inside."""
-        assert self._native is not None
+        handle = self._native
+        assert handle is not None
         if not self._asynchronous:
             self._asynchronous = True
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(self._native.context, _NEAR)
-        if not self._near:
-            self._near = True
-            lib.wasmtime_context_set_epoch_deadline(self._native.context, _NEAR)
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+        if not handle.near:
+            handle.set_deadline(NEAR)
         ticker = self.engine.ticker
         ticker.need()
         if ticker.stride != self._stride:
             self._stride = ticker.stride
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(
-                self._native.context, self._stride
-            )
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, self._stride)
+
+    def goes_on_ticking(self) -> bool:
+        """Keep the clock ticking for a fiber that was prepared; False if that has to be done anew."""
+        clock = self.engine.ticker.clock
+        if clock.parked or clock.manual or self._stride != NEAR or not self.handle.near:
+            return False
+        clock.needed = True
+        return True
 
     def prepare_direct(self) -> None:
         """
@@ -567,13 +591,10 @@ class Store:
         if seconds is not None:
             ticker = self.engine.ticker
             ticker.hold(self)
-            self._near = False
-            ticks = min(ticker.ticks(seconds), _FAR)
-            lib.wasmtime_context_set_epoch_deadline(self._native.context, ticks)
+            self._native.set_deadline(min(ticker.ticks(seconds), FAR))
             return
-        if self._near:
-            self._near = False
-            lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
+        if self._native.near:
+            self._native.set_deadline(FAR)
         if not self._operations and self.direct:
             self._native.detour = False
 
@@ -582,7 +603,7 @@ class Store:
         if self._sync_deadline_seconds is not None:
             assert self._native is not None
             self.engine.ticker.release(self)
-            lib.wasmtime_context_set_epoch_deadline(self._native.context, _FAR)
+            self._native.set_deadline(FAR)
 
     def overdue(self, operation: Operation) -> BaseException:
         """Return the error for an operation that has run past its deadline."""
@@ -614,7 +635,7 @@ class Store:
                 # Else its traceback would keep frames and locals until the collector runs.
                 self._raised = False
                 self.references.collect()
-        if handle.closing:
+        if handle.pending:
             handle.close()
 
     # host functions
@@ -623,9 +644,10 @@ class Store:
         """Give *host* a number."""
         self.hosts.append(host)
         self.plain_hosts.append(
-            None if host.suspending else plain_host(host.callable, host.parameters, host.results)
+            plain_host(host.callable, host.parameters, host.results, host.suspending)
         )
         self.handle.detour = True
+        self.handle.quick = False  # until an operation has found out whether it may be
         return len(self.hosts) - 1
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
@@ -734,6 +756,10 @@ class Store:
             self._raised = True
             return fields[0]
         return self.exception_maker(self, tag, fields, root)
+
+
+def _alive(reference: weakref.ref[Any] | None) -> bool:
+    return reference is not None and reference() is not None
 
 
 def _check_seconds(seconds: float) -> None:

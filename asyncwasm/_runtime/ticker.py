@@ -18,6 +18,7 @@ from typing import Any
 
 from .._ffi.handles import Handle
 from .._ffi.library import lib
+from .._ffi.quick import Clock
 
 TICK_SECONDS = 0.001
 _IDLE_TICKS = 100
@@ -34,11 +35,9 @@ class Ticker:
         self._engines: list[Handle] = []
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._parked = True
-        self._needed = False
+        self.clock = Clock()
         self._holders: set[object] = set()
         self._ticked = 0.0  # when the last tick was due
-        self._manual = 0  # how many have taken the clock into their hands
         self._armed = 0  # ticks made by hand that no guest has seen yet
         self._unseen = False  # whether a guest that has been polled since may still have to
         self.stride = 1  # ticks that a guest runs on for after it has yielded
@@ -52,10 +51,11 @@ class Ticker:
 
     def need(self) -> None:
         """Keep ticking for a while."""
-        self._needed = True
-        if self._parked:
+        clock = self.clock
+        clock.needed = True
+        if clock.parked:
             self._start()
-        if self._manual:
+        if clock.manual:
             self._pass_one()
 
     def hold(self, owner: object) -> None:
@@ -76,7 +76,7 @@ class Ticker:
 
     def ticks(self, seconds: float) -> int:
         """Return after how many ticks *seconds* from now will have passed; the clock is held."""
-        if self._manual:
+        if self.clock.manual:
             return math.ceil(seconds / _MANUAL_SECONDS)
         late = perf_counter() - self._ticked
         if not 0 <= late < _LATE_TICKS * TICK_SECONDS:
@@ -88,14 +88,14 @@ class Ticker:
     def take_over(self) -> None:
         """Tick, and let time pass, only by `tick`."""
         with self._lock:
-            self._manual += 1
+            self.clock.manual += 1
             self.now = self._manual_now
 
     def give_back(self) -> None:
         """Undo one `take_over`."""
         with self._lock:
-            self._manual -= 1
-            if not self._manual:
+            self.clock.manual -= 1
+            if not self.clock.manual:
                 self._armed = 0
                 self._unseen = False
                 self.stride = 1
@@ -132,7 +132,7 @@ class Ticker:
         with self._lock:
             self._engines.clear()
             thread, self._thread = self._thread, None
-            self._parked = True
+            self.clock.parked = True
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(1)  # a tick
@@ -140,13 +140,13 @@ class Ticker:
     @property
     def running(self) -> bool:
         """Whether the clock is ticking."""
-        return not self._parked
+        return not self.clock.parked
 
     def _start(self) -> None:
         with self._lock:
-            if self._parked:
+            if self.clock.parked:
                 self._ticked = perf_counter()
-            self._parked = False
+            self.clock.parked = False
             self._wake.set()
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -171,25 +171,26 @@ class Ticker:
                     self._ticked += due * TICK_SECONDS
                 else:
                     due, self._ticked = 1, now
-                if not self._manual or self._unseen:
+                self.clock.ticks += due
+                if not self.clock.manual or self._unseen:
                     for engine in self._engines:
                         for _ in range(due):
                             increment(engine.pointer)
-                if self._needed or self._holders:
-                    self._needed = False
+                if self.clock.needed or self._holders:
+                    self.clock.needed = False
                     idle = 0
                     continue
                 idle += 1
                 if idle < _IDLE_TICKS:
                     continue
-                self._parked = True
-                if self._needed:  # said after the look above, before we were parked
-                    self._parked = False
+                self.clock.parked = True
+                if self.clock.needed:  # said after the look above, before we were parked
+                    self.clock.parked = False
                     continue
                 self._wake.clear()
             idle = 0
             if not self._wake.wait(_PARKED_SECONDS):
                 with self._lock:
-                    if self._parked and self._thread is own:
+                    if self.clock.parked and self._thread is own:
                         self._thread = None
                         return

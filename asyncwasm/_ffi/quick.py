@@ -1,0 +1,217 @@
+"""
+The quick way into an awaited call: its first slice, before anything is set up around it.
+
+Most calls are over within it. Those that are not go on as an operation, with their fiber.
+
+Rule 1: only functions whose values are numbers and vectors, in a store where nothing is alive
+and whose guests hold no references, so that nobody else has to know about the call yet.
+Rule 2: a fiber that has been handed over is alone in its store: `StoreHandle.handed` refers to
+it until its operation has the room, or it is dropped.
+Rule 3: in pure Python only in stores without host functions, because of rule 2 in fiber.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .accelerator import speedups
+from .codec import EXACT, VAL_BYTES, Row
+from .direct import plain
+from .fiber import ARGUMENTS, ERROR, TRAP, Fiber
+from .handles import NEAR, StoreHandle
+from .library import lib
+
+_STREAK_TICKS = 2
+
+
+class _Turn(threading.local):
+    """How long guests have held the loop of this thread, in ticks."""
+
+    last = 0  # when a guest was called last
+    since = 0  # since when guests have been called in a row
+    over = False  # until the loop has run
+
+
+_turn = _Turn()
+
+
+class PureClock:
+    """What a ticker and the calls it watches tell each other."""
+
+    __slots__ = ("manual", "needed", "parked", "ticks")
+
+    def __init__(self) -> None:
+        self.needed = False  # said before each poll; taken back by the ticker
+        self.parked = True  # nobody ticks
+        self.manual = 0  # how many have taken the clock into their hands
+        self.ticks = 0  # how often it has ticked
+
+    def streak(self, ran: bool = False) -> bool:
+        """
+        Return whether guests have held the loop of this thread for long; note one more call.
+
+        *ran* says that one has held it since the last note.
+        """
+        if self.manual:
+            return False
+        turn, now = _turn, self.ticks
+        if not ran and not 0 <= now - turn.last <= 1:  # a pause, or another clock
+            turn.since = now
+            turn.over = False
+        elif now - turn.since >= _STREAK_TICKS:
+            turn.over = True
+        turn.last = now
+        return turn.over
+
+    def new_turn(self) -> None:
+        """Note that the loop of this thread has run."""
+        turn = _turn
+        turn.last = turn.since = self.ticks
+        turn.over = False
+
+
+Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock
+
+Quick = Callable[[tuple[Any, ...]], Any]
+
+
+def not_quick(arguments: tuple[Any, ...]) -> Any:
+    """Stand in for a function that cannot be called the quick way."""
+    return NotImplemented
+
+
+def quick_call(
+    handle: StoreHandle,
+    function: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    clock: PureClock,
+    failed: Callable[[int, int], BaseException],
+) -> Quick:
+    """
+    Return a callable that runs the first slice of a call of *function*.
+
+    It takes a tuple of arguments, and returns the call's result; NotImplemented if the call
+    has to be made the long way, and nothing has happened; or a Fiber, if it is not over.
+    *failed* makes the exception of an error and a trap pointer.
+    """
+    if speedups is not None:
+        if not (plain(parameters) and plain(results)):
+            return not_quick
+        quick: Quick = speedups.Quick(
+            handle,
+            handle.context,
+            function,
+            parameters.letters,
+            results.letters,
+            clock,
+            failed,
+            Fiber,
+        )
+        return quick
+    if parameters.checked:
+        return not_quick
+    return _pure_quick_call(handle, function, parameters, results, clock, failed)
+
+
+def _pure_quick_call(
+    handle: StoreHandle,
+    function: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    clock: PureClock,
+    failed: Callable[[int, int], BaseException],
+) -> Quick:
+    call = lib.undeclared("wasmtime_func_call_async")
+    poll = lib.undeclared("wasmtime_call_future_poll")
+    delete = lib.undeclared("wasmtime_call_future_delete")
+    pointer = ctypes.c_void_p
+    raw = (ctypes.c_uint64 * 2)(*function)
+    context, callee = pointer(handle.context), pointer(ctypes.addressof(raw))
+    given, wanted = len(parameters.types), len(results.types)
+    taken, returned = ctypes.c_size_t(given), ctypes.c_size_t(wanted)
+    payload = VAL_BYTES * (given + wanted)
+    results_at = ARGUMENTS + VAL_BYTES * given
+    pack, unpack = parameters.pack_exact, results.unpack if wanted else None
+    single = wanted == 1
+    lock = handle.lock
+    exact = EXACT.issuperset
+    head = struct.Struct("<QQ").unpack_from
+    free: list[tuple[Any, ...]] = []
+
+    def lend() -> tuple[Any, ...]:
+        fiber = Fiber(handle, payload)
+        at = fiber.address
+        return (
+            fiber,
+            fiber.memory,
+            pointer(at + ARGUMENTS),
+            pointer(at + results_at),
+            pointer(at + TRAP),
+            pointer(at + ERROR),
+        )
+
+    set_at = -1  # at what tick the deadline was set
+
+    def quick(arguments: tuple[Any, ...]) -> Any:
+        nonlocal set_at
+        if (
+            not handle.quick
+            or clock.parked
+            or clock.manual
+            or len(arguments) != given
+            or not exact(map(type, arguments))
+            or clock.streak()
+        ):
+            return NotImplemented
+        try:
+            lent = free.pop()
+        except IndexError:
+            lent = lend()
+        fiber, memory, arguments_at, values_at, trap_at, error_at = lent
+        if given:
+            try:
+                pack(memory, ARGUMENTS, arguments)
+            except (struct.error, OverflowError):
+                free.append(lent)
+                return NotImplemented
+        with lock:
+            if not handle.quick or not handle.open:
+                return NotImplemented
+            if not handle.near or clock.ticks != set_at:
+                set_at = clock.ticks
+                handle.set_deadline(NEAR)
+            clock.needed = True
+            future = call(
+                context, callee, arguments_at, taken, values_at, returned, trap_at, error_at
+            )
+            future_at = pointer(future)
+            try:
+                done = poll(future_at)
+            except BaseException:
+                fiber.own(future)
+                raise
+            _turn.last = clock.ticks
+            if done:
+                delete(future_at)
+            else:
+                fiber.own(future)
+                handle.handed = weakref.ref(fiber)
+        if handle.pending:
+            handle.close()
+        if not done:
+            return fiber
+        trap, error = head(memory)
+        if trap or error:
+            raise failed(error, trap)
+        values = unpack(memory, results_at) if unpack is not None else ()
+        free.append(lent)
+        return values[0] if single else values or None
+
+    quick.keepalive = raw  # type: ignore[attr-defined]
+    return quick
