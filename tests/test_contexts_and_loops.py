@@ -29,6 +29,7 @@ from .guests import (
 )
 from .support import module, wasm
 
+loop_closed = pytest.mark.filterwarnings("ignore:the event loop was closed:ResourceWarning")
 pytestmark = not_measured
 
 
@@ -178,6 +179,7 @@ CASES = [
 ]
 
 
+@loop_closed
 @on_every_loop
 @pytest.mark.parametrize("kept", [False, True], ids=["collected", "kept"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -205,11 +207,27 @@ def test_collected_call_is_unwound_by_that_alone(new_loop: NewLoop) -> None:
         return value
 
     made = guest(wait)
-    abandon(new_loop(), lambda: made.exports.call.call_async(1), reached.wait)
-    gc.collect()
+    with pytest.warns(ResourceWarning, match="closed while function '.' was suspended"):
+        abandon(new_loop(), lambda: made.exports.call.call_async(1), reached.wait)
+        gc.collect()
 
     assert not made.store.handle.futures
     check_usable(made)
+
+
+@on_every_loop
+def test_call_whose_loop_was_closed_is_put_out_with_a_warning(new_loop: NewLoop) -> None:
+    gate = Gate()
+    made = guest(gate)
+    task = abandon(new_loop(), lambda: made.exports.call.call_async(1), gate.reached.wait)
+
+    with pytest.warns(ResourceWarning, match="closed while function '.' was suspended") as caught:
+        assert made.exports.plain(1) == 2
+        assert not task.done()
+        del task
+        gc.collect()
+
+    assert len(caught) == 1
 
 
 @on_every_loop
@@ -232,6 +250,7 @@ def test_loop_closed_while_a_module_compiles(new_loop: NewLoop) -> None:
     engine.close()
 
 
+@loop_closed
 @on_every_loop
 @pytest.mark.parametrize("spins", [False, True], ids=["waiting", "spinning"])
 def test_store_can_be_closed_after_its_loop(new_loop: NewLoop, spins: bool) -> None:
@@ -259,6 +278,7 @@ def test_store_can_be_closed_after_its_loop(new_loop: NewLoop, spins: bool) -> N
     del task
 
 
+@loop_closed
 @pytest.mark.parametrize("kept", [False, True], ids=["collected", "kept"])
 def test_call_of_another_loop_gets_the_turn_when_the_first_loop_is_gone(kept: bool) -> None:
     """Those before it in the line are not there any more, or have nobody who wakes them."""

@@ -103,6 +103,9 @@ async def _drive(operation: Operation) -> Any:
                 started = now()
             state = operation.advance(SLICE_SECONDS)
         return operation.result()
+    except GeneratorExit:
+        operation.mourn()
+        raise
     finally:
         state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -230,8 +231,22 @@ class Operation:
         if self._children is not None and self._children.clear() is not None:
             return False
         self.interrupt("closed")
-        self.end()
+        try:
+            self.mourn()
+        finally:
+            self.end()
         return True
+
+    def mourn(self) -> None:
+        """Warn, once, that the loop was closed under the operation, if it was."""
+        if self.lost:
+            self.loop = None
+            warnings.warn(
+                f"the event loop was closed while {self.describe()} was suspended, which has been "
+                "unwound; await or cancel its task before closing the loop",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     @property
     def goes_on(self) -> bool:
