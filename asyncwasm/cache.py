@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._ffi.compiling import engine_version
-from ._runtime.cache import _NAMES, Cache, Place, Rejected, Unusable, open_cache
+from ._runtime.cache import Cache, open_cache
 from ._runtime.config import EngineConfig
+from ._runtime.eviction import NAMES
+from ._runtime.place import Place, Rejected, Unusable
 
 __all__ = ("CacheInfo", "Removed", "clear", "info", "prune")
 
@@ -69,10 +71,10 @@ def info(directory: str | os.PathLike[str] = "default") -> CacheInfo:
             entries, size_bytes = _measure(place)
     except OSError as exc:
         return CacheInfo(
-            directory=cache.directory, problem=_reason(exc), limit_bytes=cache.limit_bytes
+            directory=Path(cache.directory), problem=_reason(exc), limit_bytes=cache.limit_bytes
         )
     return CacheInfo(
-        directory=cache.directory,
+        directory=Path(cache.directory),
         entries=entries,
         size_bytes=size_bytes,
         limit_bytes=cache.limit_bytes,
@@ -136,7 +138,7 @@ def _cache(directory: str | os.PathLike[str], limit_bytes: int | None = None) ->
 @contextmanager
 def _opened(cache: Cache) -> Iterator[Place]:
     try:
-        with cache._opened() as place:
+        with cache.opened() as place:
             yield place
     except Unusable as exc:
         raise PermissionError(str(exc)) from exc
@@ -150,7 +152,7 @@ def _own_files(place: Place) -> list[tuple[str, int]]:
     """Return the names and sizes of the files that are a cache's, and ours."""
     found: list[tuple[str, int]] = []
     for file in place.files():
-        if _NAMES.fullmatch(file):
+        if NAMES.fullmatch(file):
             try:
                 facts = place.stat(file)
             except OSError:  # removed meanwhile
@@ -173,7 +175,7 @@ def _is_current(place: Place, file: str) -> bool:
         header = place.read(file, "entry")
     except Rejected:
         return False
-    return header is None or header["configuration"]["engine"] == engine_version()
+    return header is None or header["engine"] == engine_version()
 
 
 def _difference(before: tuple[int, int], after: tuple[int, int]) -> Removed:

@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from asyncwasm._binary import (
     Export,
-    Field,
     Import,
     ModuleInfo,
-    SubType,
     custom_sections,
     decode,
-    rename_imports,
 )
+from asyncwasm._reader import Field, SubType
 from asyncwasm._types import (
     _ABBREVIATED,
     _NUMERIC,
@@ -32,6 +30,7 @@ from asyncwasm._types import (
     TagType,
     ValueType,
 )
+from asyncwasm._writer import rename_imports
 
 HEADER = b"\0asm\1\0\0\0"
 CUSTOM, TYPE, IMPORT, FUNCTION, TABLE, MEMORY, GLOBAL, EXPORT, START = range(9)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -16,11 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import asyncwasm as aw
 from asyncwasm._ffi import compiling
 from asyncwasm._runtime import cache as caches
-from asyncwasm._runtime.source import Identity
+from asyncwasm._runtime.place import Place, Rejected, user_directory
+from asyncwasm._runtime.source import FileReader, Identity
 
 from .support import ADD, ROOT, run_script, wasm
 from .test_tiers import large
@@ -259,9 +262,77 @@ def test_code_never_meets_a_binary_of_another_shape(
     events.names()
     module = compiled(place, source)
 
-    assert events.names() == ["cache_file_unchanged", "cache_stored"]
+    assert events.names() == ["cache_stored"]
     assert module.exports()[0].type == aw.FunctionType([], ["i64"])
     assert answer(module) == 41
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_unchanged_file_is_not_read_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The binary that its module answers from is the cache's copy."""
+    text = ANSWER.replace("(module", '(module (@custom "note" "mine")')
+    source = settled(tmp_path / "a.wasm", wasm(text))
+    first = compiled(place, source)
+
+    def unreadable(reader: FileReader) -> bytes:
+        raise AssertionError("the file is read")
+
+    monkeypatch.setattr(FileReader, "__call__", unreadable)
+    module = compiled(place, source)
+
+    assert answer(module) == 41
+    assert module.digest == first.digest
+    assert module.byte_length == len(source.read_bytes())
+    assert module.exports() == first.exports()
+    assert module.custom_sections("note") == [b"mine"]
+    assert pickle.loads(pickle.dumps(module)).digest == first.digest
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_module_of_a_known_file_keeps_its_binary(place: Path, tmp_path: Path) -> None:
+    """Whatever happens to the file and to the cache."""
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    module = compiled(place, source)
+    source.write_bytes(b"")
+    for path in place.iterdir():
+        path.unlink()
+
+    assert answer(pickle.loads(pickle.dumps(module))) == 41
+    limited = aw.Instance(module, limits=aw.Limits(fuel=100))  # compiled now
+    assert limited.exports.f() == 41
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_known_file_without_code_is_compiled_from_the_copy(
+    place: Path, tmp_path: Path, events: Events
+) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    only(place, "entry").unlink()
+    events.names()
+    module = compiled(place, source)
+
+    assert events.names() == ["cache_file_unchanged", "cache_stored"]
+    assert answer(module) == 41
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_shared_directory_knows_no_files(open_place: Path, tmp_path: Path) -> None:
+    """What a file contains is believed because the copy held still: there, anybody can change it."""
+    compiled(open_place, settled(tmp_path / "a.wasm", wasm(ANSWER)))
+
+    assert {path.suffix for path in open_place.iterdir()} == {".entry", ".code"}
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_copy_larger_than_the_cache_is_not_kept(place: Path, tmp_path: Path) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source, cache_bytes=10)
+
+    assert not list(place.glob("*.file"))
 
 
 def test_file_that_has_just_changed_is_not_remembered(place: Path, tmp_path: Path) -> None:
@@ -273,15 +344,17 @@ def test_file_that_has_just_changed_is_not_remembered(place: Path, tmp_path: Pat
 # whom it believes: the directory
 
 
-def test_everything_is_readable_for_us_only(place: Path) -> None:
+@pytest.mark.usefixtures("_no_settling")
+def test_everything_is_readable_for_us_only(place: Path, tmp_path: Path) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
     old = os.umask(0)
     try:
-        compiled(place / "deep" / "er")
+        compiled(place / "deep" / "er", source)
     finally:
         os.umask(old)
     paths = [place, *place.rglob("*")]
 
-    assert len(paths) == 6
+    assert len(paths) == 8
     assert {stat.S_IMODE(each.stat().st_mode) for each in paths if each.is_dir()} == {0o700}
     assert {stat.S_IMODE(each.stat().st_mode) for each in paths if each.is_file()} == {0o600}
 
@@ -418,9 +491,10 @@ def _swapped(path: Path) -> None:
 
 def _edited(place: Path) -> None:
     entry = only(place, "entry")
-    mac, header = entry.read_bytes()[:32], json.loads(entry.read_bytes()[32:])
-    header["holds_references"] = True
-    entry.write_bytes(mac + json.dumps(header).encode())
+    header = entry.read_bytes()
+    edited = header.replace(b"holds_references=False", b"holds_references=True")
+    assert edited != header
+    entry.write_bytes(edited)
 
 
 TAMPERING: dict[str, Callable[[Path], object]] = {
@@ -534,6 +608,86 @@ def test_tampered_file_index_is_deleted(place: Path, tmp_path: Path, events: Eve
     assert events.names() == ["cache_rejected", "cache_hit"]
 
 
+TAMPERING_WITH_THE_COPY: dict[str, Callable[[Path], object]] = {
+    "copy": lambda path: _flip(path, 20),
+    "copy, times put back": lambda path: _times_kept(path, lambda path: _flip(path, 20)),
+    "truncated copy": lambda path: os.truncate(path, 20),
+    "longer copy": _append,
+    "missing copy": lambda path: path.unlink(),
+    "copy is a link": _linked,
+    "copy of the copy": _swapped,
+}
+
+
+@pytest.mark.usefixtures("_no_settling")
+@pytest.mark.parametrize(
+    "tamper", TAMPERING_WITH_THE_COPY.values(), ids=TAMPERING_WITH_THE_COPY.keys()
+)
+def test_tampered_copy_is_deleted_and_made_again(
+    place: Path, tmp_path: Path, events: Events, tamper: Callable[[Path], object]
+) -> None:
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    tamper(only(place, "wasm"))
+    events.names()
+    module = compiled(place, source)
+
+    assert events.names() == ["cache_rejected", "cache_hit"]
+    assert answer(module) == 41
+    compiled(place, source)
+    assert events.names() == ["cache_file_unchanged", "cache_hit"]
+
+
+def test_header_of_an_older_format_is_not_believed(place: Path, monkeypatch: Any) -> None:
+    compiled(place)
+    entry = only(place, "entry").name
+    monkeypatch.setattr("asyncwasm._runtime.place.FORMAT", 1)
+    with (
+        caches.Cache(place, 1 << 30, chosen=True).opened() as opened,
+        pytest.raises(Rejected, match="another format"),
+    ):
+        opened.read(entry, "entry")
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), kind=st.sampled_from(["entry", "file"]))
+@pytest.mark.usefixtures("_no_settling")
+def test_no_bytes_but_ours_are_believed(
+    tmp_path: Path, events: Events, data: st.DataObject, kind: str
+) -> None:
+    """Invariant: a header that was changed in any way is deleted, and its module is compiled."""
+    place = tmp_path / "fuzzed"
+    shutil.rmtree(place, ignore_errors=True)
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER))
+    compiled(place, source)
+    header = only(place, kind)
+    genuine = header.read_bytes()
+    flipped = st.integers(0, 8 * len(genuine) - 1).map(
+        lambda bit: bytes(
+            byte ^ (1 << bit % 8) * (index == bit // 8) for index, byte in enumerate(genuine)
+        )
+    )
+    cut = st.integers(0, len(genuine) - 1).map(lambda size: genuine[:size])
+    longer = st.binary(min_size=1, max_size=64).map(lambda tail: genuine + tail)
+    same_mac = st.binary(max_size=200).map(lambda tail: genuine[:32] + tail)
+    forged = st.one_of(flipped, cut, longer, same_mac, st.binary(max_size=300))
+    header.write_bytes(data.draw(forged.filter(lambda content: content != genuine)))
+    events.names()
+    module = compiled(place, source)
+    names = events.names()
+
+    assert names == (
+        ["cache_file_unchanged", "cache_rejected", "cache_stored"]
+        if kind == "entry"
+        else ["cache_rejected", "cache_hit"]
+    )
+    assert answer(module) == 41
+    compiled(place, source)
+    assert events.names() == ["cache_file_unchanged", "cache_hit"]
+
+
 def test_code_the_engine_refuses_is_deleted(
     place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -618,7 +772,7 @@ def test_full_disk_is_no_error_of_the_caller(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caches.Place, "write", full)
+    monkeypatch.setattr(Place, "write", full)
 
     assert answer(compiled(place)) == 41
     assert events.names() == ["cache_failed"]
@@ -666,6 +820,26 @@ def test_default_engine_keeps_code_in_the_users_directory(tmp_path: Path) -> Non
     assert _script({**user}) == ["asyncwasm.cache_stored"] * 8
     assert _script({**user}) == ["asyncwasm.cache_hit"] * 8
     assert (tmp_path / "user" / "asyncwasm" / "key").exists()
+
+
+@pytest.mark.parametrize("named", ["", "/somewhere/else"])
+def test_users_directory_is_the_one_that_platformdirs_names(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Linux it is found without importing platformdirs, which takes long."""
+    platformdirs = pytest.importorskip("platformdirs")
+    monkeypatch.setenv("XDG_CACHE_HOME", named)
+
+    assert user_directory() == platformdirs.user_cache_dir("asyncwasm")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere platformdirs decides")
+def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
+    monkeypatch.delenv("ASYNCWASM_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+
+    assert caches.open_cache(aw.EngineConfig(cache="default")) is None
+    assert events.names() == ["cache_unusable"]
 
 
 def test_variable_switches_the_cache_off(tmp_path: Path) -> None:

@@ -425,7 +425,7 @@ async def test_waiter_survives_an_interrupted_leader(monkeypatch: pytest.MonkeyP
 
     def lead() -> None:
         try:
-            own.compile_now(wasm(ADD))
+            own.compile_now(lambda: wasm(ADD))
         except BaseException as exc:
             failures.append(exc)
 
@@ -433,7 +433,7 @@ async def test_waiter_survives_an_interrupted_leader(monkeypatch: pytest.MonkeyP
     leader.start()
     assert begun.wait(10)
     waiter = asyncio.create_task(aw.compile(wasm(ADD), engine=own))
-    follower = threading.Thread(target=lambda: own.compile_now(wasm(ADD)))
+    follower = threading.Thread(target=lambda: own.compile_now(lambda: wasm(ADD)))
     follower.start()
     await asyncio.sleep(0.01)
     release.set()

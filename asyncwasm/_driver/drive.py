@@ -132,7 +132,7 @@ async def _wait_for_turn(operation: Operation) -> None:
         lane.give_up(operation)  # if it has the room already, `leave` hands it on
         raise
     if lane.current is not operation:  # it was woken because the store has been closed
-        raise operation.store.unavailable(None)
+        raise operation.store.unavailable(operation)
 
 
 async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None) -> None:

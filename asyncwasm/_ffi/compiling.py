@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Mapping
 
 from .._errors import CompileError
 from . import pooling
 from .errors import compile_error, take_error
 from .handles import Handle, was_forked
-from .library import ByteVec, PointerVec, lib
+from .library import ByteVec, PointerVec, lib, machine
 
 OPTIMIZING, BASELINE = 1, 2
 _OFF_BY_DEFAULT = ("wide_arithmetic", "custom_page_sizes")
@@ -91,7 +90,7 @@ def engine_version() -> str:
 
 def has_baseline() -> bool:
     """Return whether the baseline compiler makes code for this machine."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+    return machine() == "x86_64"
 
 
 def serialize(module: Handle) -> bytes:

@@ -12,9 +12,9 @@ import ctypes
 import struct
 from typing import Any
 
-from .._binary import table_module
 from .._errors import RangeError
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType, ValueType
+from .._writer import table_module
 from . import types
 from .codec import KIND_ANY, KIND_EXN, VAL_BYTES
 from .compiling import new_module

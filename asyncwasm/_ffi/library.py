@@ -10,10 +10,9 @@ Rule 3: a function that is not in PROTOTYPES is not called.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import os
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 SUPPORTED = (50, 51)  # from, below: the raw layer may change with every major release
@@ -203,36 +202,71 @@ PROTOTYPES = {
 }
 
 
-def _version() -> str:
-    import importlib.metadata
+def machine() -> str:
+    """Return the kind of processor, by the name that the wheel's directories have."""
+    if hasattr(os, "uname"):
+        name = os.uname().machine.lower()
+    else:  # pragma: no cover  # Windows
+        import platform  # takes as long to import as the library to load
 
+        name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def _package() -> str:
+    """Return the directory of the wasmtime package, which is not imported."""
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec("wasmtime")
+    if spec is None:  # it may be installed in some other way than as a directory on the path
+        import importlib.util
+
+        spec = importlib.util.find_spec("wasmtime")
+    if spec is None:
+        raise ImportError(f"wasmtime is not installed; {_remedy()}", name="wasmtime")
+    if not spec.submodule_search_locations:
+        raise ImportError("the wasmtime package has no directory", name="wasmtime")
+    return spec.submodule_search_locations[0]
+
+
+def _version(package: str) -> str:
+    """Return the version of what is in the directory *package*, which must be one we know."""
+    # Installers write it into the name of a directory beside the package. Asking
+    # importlib.metadata takes as long as everything else up to the first instance together.
+    beside = [
+        name[len("wasmtime-") : -len(".dist-info")]
+        for name in os.listdir(os.path.dirname(package))
+        if name.startswith("wasmtime-") and name.endswith(".dist-info")
+    ]
+    if len(beside) == 1:
+        found = beside[0]
+    else:
+        import importlib.metadata
+
+        try:
+            found = importlib.metadata.version("wasmtime")
+        except importlib.metadata.PackageNotFoundError:
+            raise ImportError(f"wasmtime is not installed; {_remedy()}", name="wasmtime") from None
     low, high = SUPPORTED
-    remedy = f"asyncwasm needs wasmtime >= {low}, < {high}: python -m pip install 'wasmtime>={low},<{high}'"
-    try:
-        found = importlib.metadata.version("wasmtime")
-    except importlib.metadata.PackageNotFoundError:
-        raise ImportError(f"wasmtime is not installed; {remedy}", name="wasmtime") from None
     if not low <= int(found.split(".")[0]) < high:
-        raise ImportError(f"found wasmtime {found}; {remedy}", name="wasmtime")
+        raise ImportError(f"found wasmtime {found}; {_remedy()}", name="wasmtime")
     return found
 
 
-def _path() -> Path:
-    import platform
+def _remedy() -> str:
+    low, high = SUPPORTED
+    return f"asyncwasm needs wasmtime >= {low}, < {high}: python -m pip install 'wasmtime>={low},<{high}'"
 
-    spec = importlib.util.find_spec("wasmtime")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("the wasmtime package has no directory", name="wasmtime")
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
-        platform.machine().lower(), platform.machine().lower()
-    )
+
+def _path(package: str) -> str:
+    """Return the path of the library in the directory *package*."""
     system = "android" if hasattr(sys, "getandroidapilevel") else sys.platform
     names = {"win32": "_wasmtime.dll", "darwin": "_libwasmtime.dylib"}
-    directory = Path(spec.submodule_search_locations[0]) / f"{system}-{machine}"
-    path = directory / names.get(sys.platform, "_libwasmtime.so")
-    if not path.exists():
+    name = names.get(sys.platform, "_libwasmtime.so")
+    path = os.path.join(package, f"{system}-{machine()}", name)
+    if not os.path.exists(path):
         raise ImportError(
-            f"the installed wasmtime has no library for {system}-{machine} (looked for {path.name})",
+            f"the installed wasmtime has no library for {system}-{machine()} (looked for {name})",
             name="wasmtime",
         )
     return path
@@ -299,10 +333,12 @@ class Library:
             if self.__dict__["_dll"] is None:
                 if sys.maxsize < 2**32:
                     raise ImportError("wasmtime only supports 64-bit platforms", name="wasmtime")
-                version = _version()
-                path = str(_path())
-                self.__dict__["_brief"] = ctypes.PyDLL(path)
-                self.__dict__["_dll"] = ctypes.CDLL(path)
+                package = _package()
+                version = _version(package)
+                path = _path(package)
+                dll = ctypes.CDLL(path)
+                self.__dict__["_brief"] = ctypes.PyDLL(path, handle=dll._handle)
+                self.__dict__["_dll"] = dll
                 self.__dict__["version"] = version
             return self.__dict__["_dll"]
 

@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
-from .._binary import Field, Import, ModuleInfo, SubType
+from .._binary import Import, ModuleInfo
 from .._errors import Trap, TrapCode
 from .._ffi.arrays import CodeUnits
+from .._reader import Field, SubType
 from .._runtime.store import HostFunction, Store
 from .._types import FunctionType, ValueType
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from .._binary import custom_sections
 from .._runtime.artifact import Artifact
-from .._runtime.engine import Engine, default_engine, engine_for, source_identity
+from .._runtime.engine import Engine, default_engine, engine_for
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
 from .builtins import Builtin
-from .conversions import Source, source_reader
+from .conversions import Source, measured, source_reader
 from .options import NO_OPTIONS, CompileOptions
 
 
@@ -55,11 +55,11 @@ class Module:
         imported_string_constants: str | None = None,
     ) -> None:
         read, _ = source_reader(source)
-        binary = read()
+        read, size = measured(read)
         options = CompileOptions.read(builtins, imported_string_constants)
         chosen = engine_or_default(engine)
-        guard.check_module(len(binary), "Module()", "`await asyncwasm.compile(...)`")
-        self._setup(chosen.compile_now(binary, source_identity(read)), options)
+        guard.check_module(size, "Module()", "`await asyncwasm.compile(...)`")
+        self._setup(chosen.compile_now(read), options)
 
     @classmethod
     def _from_artifact(cls, artifact: Artifact, options: CompileOptions = NO_OPTIONS) -> Module:
@@ -75,7 +75,7 @@ class Module:
     @property
     def byte_length(self) -> int:
         """Size of the binary in bytes."""
-        return len(self._artifact.binary)
+        return len(self._artifact.source)
 
     @property
     def digest(self) -> str:
@@ -152,7 +152,7 @@ class Module:
         _check(self)
         if not isinstance(name, str):
             raise TypeError(f"expected a str, got {type(name).__name__}")
-        return custom_sections(self._artifact.binary, name)
+        return custom_sections(self._artifact.source, name)
 
     def __repr__(self) -> str:
         name = self._artifact.info.name
@@ -183,7 +183,9 @@ def _check(module: object) -> None:
 def _unpickle(
     cls: type[Module], binary: bytes, config: Any, options: tuple[Any, ...] = ()
 ) -> Module:
-    return cls._from_artifact(engine_for(config).compile_now(binary), CompileOptions(*options))
+    return cls._from_artifact(
+        engine_for(config).compile_now(lambda: binary), CompileOptions(*options)
+    )
 
 
 def engine_or_default(engine: Engine | None) -> Engine:

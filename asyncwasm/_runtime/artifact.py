@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._binary import ModuleInfo, defined_memories, rename_imports
+from .._binary import ModuleInfo, defined_memories
 from .._ffi import compiling
 from .._ffi.handles import Handle
+from .._reader import Binary
 from .._types import PAGE_BYTES
+from .._writer import rename_imports
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -25,6 +27,8 @@ class Artifact:
     """
     A compiled binary: its bytes, what they say, and its code for each variant that was needed.
 
+    The bytes need not be in memory: *source* may be a mapped file that never changes.
+
     One artifact serves every `Module` of the same bytes.
     """
 
@@ -35,7 +39,6 @@ class Artifact:
         "_natives",
         "_optimized",
         "_shared_bytes",
-        "binary",
         "cached",
         "digest",
         "engine",
@@ -46,6 +49,7 @@ class Artifact:
         "links",
         "renamed",
         "shapes",
+        "source",
         "starts_baseline",
         "unpoolable",
     )
@@ -53,7 +57,7 @@ class Artifact:
     def __init__(
         self,
         engine: Engine,
-        binary: bytes,
+        source: Binary,
         digest: str,
         info: ModuleInfo,
         *,
@@ -62,7 +66,7 @@ class Artifact:
         cached: bool,
     ) -> None:
         self.engine = engine
-        self.binary = binary
+        self.source = source
         self.digest = digest
         self.info = info
         self.exports = {each.name: each for each in info.exports}
@@ -87,9 +91,14 @@ class Artifact:
     def shared_bytes(self) -> int:
         """Bytes that the largest shared memory which the module defines can grow to."""
         if self._shared_bytes is None:
-            pages = [each.maximum or 0 for each in defined_memories(self.binary) if each.shared]
+            pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
             self._shared_bytes = max(pages, default=0) * PAGE_BYTES
         return self._shared_bytes
+
+    @property
+    def binary(self) -> bytes:
+        """The whole binary, which may have to be read from the cache's copy."""
+        return self.source[:]
 
     @property
     def linked(self) -> bytes:

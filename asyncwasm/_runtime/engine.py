@@ -10,7 +10,6 @@ Rule 3: what was made before a fork is never used after it: variants are made ag
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import os
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -29,22 +28,24 @@ from .._binary import ModuleInfo, decode, outline
 from .._errors import CompileError, LinkError, RangeError
 from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
+from .._hashes import sha256
+from .._reader import Binary
 from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
+from .cache import Cache, Known, Loaded, configuration, open_cache
 from .config import EngineConfig, Pooling
 from .jobs import Flights, Job, Jobs, waited_for
-from .source import FileReader, Identity
+from .source import FileReader
 from .threads import Threads
 from .ticker import Ticker
-
-if TYPE_CHECKING:
-    from .cache import Cache, Loaded
 
 T = TypeVar("T")
 
 
 # Up to this size the optimizing compiler takes less than a tenth of a second.
 _SMALL_BYTES = 256 << 10
+# From this size on hashing takes longer than starting a thread.
+_LARGE_BYTES = 1 << 20
 
 
 class Engine:
@@ -208,17 +209,14 @@ class Engine:
         if not self._cache_opened:
             with self._lock:
                 if not self._cache_opened:
-                    if self._config.cache is not None:
-                        from .cache import open_cache
-
-                        self._cache = open_cache(self._config)
+                    self._cache = open_cache(self._config)
                     self._cache_opened = True
         return self._cache
 
-    def compile_now(self, binary: bytes, source: Identity | None = None) -> Artifact:
-        """Compile on this thread; *source* is the file that *binary* was read from."""
+    def compile_now(self, read: Callable[[], bytes]) -> Artifact:
+        """Compile what *read* returns on this thread."""
         self._check_open()
-        return waited_for(lambda: self._compile(binary, source))
+        return waited_for(lambda: self._compile(read))
 
     def compile_soon(self, read: Callable[[], bytes], identity: object) -> Job[Artifact]:
         """
@@ -226,57 +224,74 @@ class Engine:
 
         Requests with the same *identity*, and requests for the same bytes, compile once.
         """
-
-        def make() -> Artifact | Future[Artifact]:
-            binary = read()
-            return self._compile(binary, source_identity(read))
-
-        return self.soon(identity, make)
+        return self.soon(identity, lambda: self._compile(read))
 
     def soon(self, identity: object, make: Callable[[], T | Future[T]]) -> Job[T]:
         """Call *make* on a compile thread, once for all who ask with the same *identity*."""
         self._check_open()
         return self._jobs.submit(identity, make)
 
-    def _compile(
-        self, binary: bytes, source: Identity | None = None
-    ) -> Artifact | Future[Artifact]:
-        """Return the artifact of *binary*, or the future of whoever compiles it already."""
+    def _compile(self, read: Callable[[], bytes]) -> Artifact | Future[Artifact]:
+        """Return the artifact of what *read* returns, or the future of whoever compiles it."""
+        if isinstance(read, FileReader):
+            known = self._recognize(read)
+            if known is not None:
+                return self._compile_once(known.binary, known.digest)
+        binary = read()
         if len(binary) > self._config.max_module_bytes:
             raise CompileError(
                 f"the module has {len(binary):,} bytes, the engine takes at most "
                 f"{self._config.max_module_bytes:,}; raise EngineConfig.max_module_bytes"
             )
-        digest = self._digest(binary, source)
+        if not self._natives and len(binary) >= _LARGE_BYTES:
+            with suppress(anyio.ClosedResourceError):  # meanwhile; what has begun is finished
+                self.runners.submit(self._load_library)
+        artifact = self._compile_once(binary, sha256(binary))
+        if isinstance(read, FileReader) and isinstance(artifact, Artifact):
+            self._remember(read, artifact)
+        return artifact
 
+    def _load_library(self) -> None:
+        """Make the first native engine meanwhile: hashing does not hold the GIL."""
+        with suppress(Exception):  # whoever needs it tries again
+            self.native(Variant())
+
+    def _compile_once(self, binary: Binary, digest: str) -> Artifact | Future[Artifact]:
         def make() -> Artifact:
             return self._artifacts.get(digest) or self._compile_alone(binary, digest)
 
         return self._artifacts.get(digest) or self._artifact_flights.join(digest, make)
 
-    def _digest(self, binary: bytes, source: Identity | None) -> str:
-        """Return the digest of *binary*, which is not hashed if the cache knows the file."""
-        cache = None if source is None else self.cache
+    def _recognize(self, read: FileReader) -> Known | None:
+        """Return what the cache knows of a file that has not changed, which is not read."""
+        cache = self.cache
         if cache is None:
-            return hashlib.sha256(binary).hexdigest()
-        from .cache import Known
+            return None
+        with read.glance() as glance:
+            if glance is None or len(glance) > self._config.max_module_bytes:
+                return None
+            known = cache.find_file(glance.identity)
+            # Even on a file system that says a file has not changed when it has, nobody gets a
+            # module of another shape.
+            with suppress(ValueError):
+                if known is not None and outline(glance) == known.outline:
+                    _log.event("cache_file_unchanged", digest=known.digest)
+                    return known
+        return None
 
-        assert source is not None
-        try:
-            shape = outline(binary)
-        except ValueError:
-            return hashlib.sha256(binary).hexdigest()
-        known = cache.find_file(source)
-        if known is None or known.outline != shape:
-            known = Known(hashlib.sha256(binary).hexdigest(), shape)
-            cache.remember_file(source, known)
-        return known.digest
+    def _remember(self, read: FileReader, artifact: Artifact) -> None:
+        """Let the cache know the file of *artifact*, if it held still while it was read."""
+        if self.cache is not None and read.identity is not None:
+            self.cache.remember_file(
+                read.identity, artifact.digest, outline(artifact.source), artifact.binary
+            )
 
-    def _compile_alone(self, binary: bytes, digest: str) -> Artifact:
+    def _compile_alone(self, source: Binary, digest: str) -> Artifact:
         if self._config.tier != "baseline":
             loaded = self._load(digest, Variant())
             if loaded is not None:
-                return self._artifact_from(loaded, binary, digest)
+                return self._artifact_from(loaded, source, digest)
+        binary = source[:]
         started = perf_counter()
         collected = self._validate(binary)
         # Only what is valid is decoded.
@@ -307,14 +322,13 @@ class Engine:
             self._keep(artifact, variant)
         return artifact
 
-    def _artifact_from(self, loaded: Loaded, binary: bytes, digest: str) -> Artifact:
-        """Return the artifact of *binary* with code from the cache."""
-        info = decode(binary)
+    def _artifact_from(self, loaded: Loaded, source: Binary, digest: str) -> Artifact:
+        """Return the artifact of *source* with code from the cache."""
         artifact = Artifact(
             self,
-            binary,
+            source,
             digest,
-            info,
+            decode(source),
             holds_references=loaded.holds_references,
             starts_baseline=False,
             cached=True,
@@ -344,8 +358,6 @@ class Engine:
 
     def _code_facts(self, variant: Variant) -> dict[str, Any]:
         """Return everything that code of *variant* depends on, besides the binary."""
-        from .cache import configuration
-
         return configuration(self._config, fuel=variant.fuel)
 
     def _compile_first(self, linked: bytes) -> tuple[Variant, Handle]:
@@ -473,7 +485,7 @@ class Engine:
         _log.event(
             "module_optimized",
             logging.INFO,
-            bytes=len(artifact.binary),
+            bytes=len(artifact.source),
             seconds=round(perf_counter() - started, 6),
             digest=artifact.digest,
         )
@@ -517,11 +529,6 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _by_config: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
 _default: Engine | None = None
 _default_lock = threading.Lock()
-
-
-def source_identity(read: Callable[[], bytes]) -> Identity | None:
-    """Return the file that *read* has read, if that is one and held still."""
-    return read.identity if isinstance(read, FileReader) else None
 
 
 def default_engine() -> Engine:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, overload
+
+_WINDOW_BYTES = 4096
 
 
 class Identity(NamedTuple):
@@ -20,6 +24,45 @@ class Identity(NamedTuple):
     def of(cls, found: os.stat_result) -> Identity:
         """Return the identity of the file with these facts."""
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    @property
+    def text(self) -> str:
+        """The identity as it is written down."""
+        return " ".join(map(str, self))
+
+
+class Glance:
+    """
+    An open file as a sequence of bytes, of which only what is asked for is read.
+
+    It may change meanwhile: what is read is what is there, and too little where it ends early.
+    """
+
+    __slots__ = ("_descriptor", "_start", "_window", "identity")
+
+    def __init__(self, descriptor: int, identity: Identity) -> None:
+        self._descriptor = descriptor
+        self._start = 0
+        self._window = b""
+        self.identity = identity
+
+    def __len__(self) -> int:
+        return self.identity.size
+
+    @overload
+    def __getitem__(self, key: int, /) -> int: ...
+
+    @overload
+    def __getitem__(self, key: slice, /) -> bytes: ...
+
+    def __getitem__(self, key: int | slice, /) -> int | bytes:
+        if isinstance(key, slice):
+            start, stop, _ = key.indices(len(self))
+            return os.pread(self._descriptor, max(0, stop - start), start)
+        if not self._start <= key < self._start + len(self._window):
+            self._start = key
+            self._window = os.pread(self._descriptor, _WINDOW_BYTES, key)
+        return self._window[key - self._start]
 
 
 class FileReader:
@@ -43,3 +86,17 @@ class FileReader:
         ):
             self.identity = after
         return binary
+
+    @contextmanager
+    def glance(self) -> Iterator[Glance | None]:
+        """Open the file without reading it; None if it is no plain file, or that cannot be done."""
+        if not hasattr(os, "pread"):  # pragma: no cover  # Windows
+            yield None
+            return
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            facts = os.fstat(descriptor)
+            plain = stat.S_ISREG(facts.st_mode)
+            yield Glance(descriptor, Identity.of(facts)) if plain else None
+        finally:
+            os.close(descriptor)

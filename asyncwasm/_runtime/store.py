@@ -243,9 +243,9 @@ class Store:
         """
         Free the store and everything in it; idempotent, and safe at any moment.
 
-        A call that runs on another thread ends with `Interrupted`, and so does one that is
-        suspended, when the import that it waits for has ended; one that waits for its turn ends
-        at once with `ClosedResourceError`. Views of a memory stay readable as long as they live.
+        A call that runs on another thread, or waits for its turn, ends with `Interrupted`, and
+        so does one that is suspended, when the import that it waits for has ended. Views of a
+        memory stay readable as long as they live.
         """
         self._closed = True
         if "root" in self.__dict__:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from .._binary import _CUSTOM, _DEFINITIONS, _Reader, _sections, custom_sections
+from .._binary import custom_sections
+from .._reader import CUSTOM, DEFINITIONS, Reader, sections_of
 from .._types import GlobalType, Kind, MemoryType, TableType
 
 
@@ -46,14 +47,14 @@ def outline(binary: bytes) -> Outline:
         ValueError: If *binary* is malformed in a place that is looked at.
     """
     sections: list[SectionSize] = []
-    found: dict[Kind, list[Any]] = {kind: [] for kind in _DEFINITIONS}
-    for section in _sections(binary):
-        custom = section.id == _CUSTOM
+    found: dict[Kind, list[Any]] = {kind: [] for kind in DEFINITIONS}
+    for section in sections_of(binary):
+        custom = section.id == CUSTOM
         name = section.name.decode(errors="replace") if custom else _SECTION_NAMES[section.id]
         sections.append(SectionSize(name, custom, section.end - section.start))
-        for kind, (id, entry) in _DEFINITIONS.items():
+        for kind, (id, entry) in DEFINITIONS.items():
             if section.id == id:
-                reader = _Reader(binary[section.start : section.end], section.start)
+                reader = Reader(binary[section.start : section.end], section.start)
                 found[kind] = [entry(reader) for _ in reader.entries()]
     return Outline(
         tuple(sections),
@@ -76,7 +77,7 @@ def producers(binary: bytes) -> dict[str, list[tuple[str, str]]]:
     """
     fields: dict[str, list[tuple[str, str]]] = {}
     for payload in custom_sections(binary, "producers")[:1]:
-        reader = _Reader(payload)
+        reader = Reader(payload)
         with suppress(ValueError):
             for _ in range(reader.unsigned()):
                 values = fields.setdefault(reader.name(), [])
