@@ -47,6 +47,7 @@ from ._objects.tag import PYTHON_TAG as PYTHON_TAG
 from ._objects.tag import Tag as Tag
 from ._runtime.config import EngineConfig as EngineConfig
 from ._runtime.config import Limits as Limits
+from ._runtime.config import Pooling as Pooling
 from ._runtime.engine import Engine as Engine
 from ._runtime.store import Store as Store
 from ._types import ExportDescriptor as ExportDescriptor
@@ -90,6 +91,7 @@ __all__ = (
     "Memory",
     "MemoryType",
     "Module",
+    "Pooling",
     "RangeError",
     "StackOverflow",
     "Store",

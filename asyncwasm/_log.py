@@ -24,6 +24,13 @@ def _is_heard(level: int) -> bool:
     )
 
 
+def heard(level: int = logging.DEBUG) -> bool:
+    """Return whether an event of *level* goes anywhere; for where its facts cost something."""
+    # None also while another thread is in the middle of importing it.
+    is_configured: Any = getattr(sys.modules.get("structlog"), "is_configured", None)
+    return (is_configured is not None and is_configured()) or _is_heard(level)
+
+
 def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
     """Emit event *name* with *facts*; units are part of the facts' names."""
     # None also while another thread is in the middle of importing it.

@@ -1308,6 +1308,163 @@ static PyTypeObject Fiber_Type = {
     .tp_weaklistoffset = offsetof(Fiber, weakrefs),
 };
 
+/* ---- stores and instances: the steps of a short life, one call each ---- */
+
+static struct {
+    void *(*store_new)(void *, void *, void *);
+    void *(*store_context)(void *);
+    void (*set_deadline)(void *, uint64_t);
+    void (*limit)(void *, int64_t, int64_t, int64_t, int64_t, int64_t);
+    void *(*instance_new)(void *, void *, const void *, size_t, void *, void **);
+    bool (*export_get)(void *, const void *, const char *, size_t, void *);
+} stores;
+
+#define INSTANCE_BYTES 16
+#define EXTERN_BYTES 32
+
+static PyObject *
+bind_stores(PyObject *module, PyObject *args)
+{
+    unsigned long long at[6];
+    if (!PyArg_ParseTuple(args, "KKKKKK", at, at + 1, at + 2, at + 3, at + 4, at + 5)) {
+        return NULL;
+    }
+    stores.store_new = (void *(*)(void *, void *, void *))(uintptr_t)at[0];
+    stores.store_context = (void *(*)(void *))(uintptr_t)at[1];
+    stores.set_deadline = (void (*)(void *, uint64_t))(uintptr_t)at[2];
+    stores.limit = (void (*)(void *, int64_t, int64_t, int64_t, int64_t, int64_t))(uintptr_t)at[3];
+    stores.instance_new =
+        (void *(*)(void *, void *, const void *, size_t, void *, void **))(uintptr_t)at[4];
+    stores.export_get =
+        (bool (*)(void *, const void *, const char *, size_t, void *))(uintptr_t)at[5];
+    Py_RETURN_NONE;
+}
+
+/* An address of the library's; NULL with an exception if it is none. */
+static void *
+take_address(PyObject *number)
+{
+    void *address = PyLong_AsVoidPtr(number);
+    if (address == NULL && !PyErr_Occurred()) {
+        PyErr_SetString(PyExc_ValueError, "expected an address, got 0");
+    }
+    return address;
+}
+
+/* (engine, ticks, memory, table, instances, tables, memories): (store, context) */
+static PyObject *
+open_store(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t numbers[6];
+    if (count != 7) {
+        PyErr_Format(PyExc_TypeError, "expected 7 arguments, got %zd", count);
+        return NULL;
+    }
+    void *engine = take_address(args[0]);
+    for (int index = 0; engine != NULL && index < 6; index++) {
+        numbers[index] = PyLong_AsLongLong(args[index + 1]);
+    }
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    void *store = stores.store_new(engine, NULL, NULL);
+    void *context = stores.store_context(store);
+    stores.set_deadline(context, (uint64_t)numbers[0]);
+    stores.limit(store, numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]);
+    return Py_BuildValue("KK", (unsigned long long)(uintptr_t)store,
+                         (unsigned long long)(uintptr_t)context);
+}
+
+/* (context, module, externs): (error, trap, instance) */
+static PyObject *
+instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PySequence_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "expected a context, a module and externs");
+        return NULL;
+    }
+    void *context = take_address(args[0]);
+    void *code = context == NULL ? NULL : take_address(args[1]);
+    if (code == NULL) {
+        return NULL;
+    }
+    PyObject *joined = NULL;
+    Py_ssize_t length = PySequence_Size(args[2]);
+    if (length < 0) {
+        return NULL;
+    }
+    if (length) {
+        PyObject *empty = PyBytes_FromStringAndSize(NULL, 0);
+        joined = empty == NULL ? NULL : PyObject_CallMethod(empty, "join", "O", args[2]);
+        Py_XDECREF(empty);
+        if (joined == NULL) {
+            return NULL;
+        }
+        if (PyBytes_GET_SIZE(joined) != length * EXTERN_BYTES) {
+            Py_DECREF(joined);
+            PyErr_SetString(PyExc_ValueError, "an extern of the wrong size");
+            return NULL;
+        }
+    }
+    unsigned char instance[INSTANCE_BYTES] = {0};
+    void *trap = NULL;
+    PyThreadState *thread = PyEval_SaveThread();
+    void *error = stores.instance_new(context, code, joined ? PyBytes_AS_STRING(joined) : NULL,
+                                      (size_t)length, instance, &trap);
+    PyEval_RestoreThread(thread);
+    Py_XDECREF(joined);
+    return Py_BuildValue("KKy#", (unsigned long long)(uintptr_t)error,
+                         (unsigned long long)(uintptr_t)trap, instance,
+                         (Py_ssize_t)INSTANCE_BYTES);
+}
+
+/* Find what the arguments (context, instance, name) say; false with an exception. */
+static bool
+look_up(PyObject *const *args, Py_ssize_t count, unsigned char *found)
+{
+    if (count != 3 || !PyBytes_CheckExact(args[1]) || !PyBytes_CheckExact(args[2]) ||
+        PyBytes_GET_SIZE(args[1]) != INSTANCE_BYTES) {
+        PyErr_SetString(PyExc_TypeError, "expected a context, an instance and a name");
+        return false;
+    }
+    void *context = take_address(args[0]);
+    if (context == NULL) {
+        return false;
+    }
+    memset(found, 0, EXTERN_BYTES);
+    if (!stores.export_get(context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
+                           (size_t)PyBytes_GET_SIZE(args[2]), found)) {
+        PyErr_SetObject(PyExc_KeyError, args[2]);
+        return false;
+    }
+    return true;
+}
+
+static PyObject *
+find_export(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    unsigned char found[EXTERN_BYTES];
+    if (!look_up(args, count, found)) {
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize((const char *)found, EXTERN_BYTES);
+}
+
+/* The two words of a function, and of what they point to those that say which one it is. */
+static PyObject *
+find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    unsigned char found[EXTERN_BYTES];
+    if (!look_up(args, count, found)) {
+        return NULL;
+    }
+    uint64_t words[2];
+    memcpy(words, found + 8, sizeof(words));
+    const size_t *described = (const size_t *)(uintptr_t)words[1];
+    return Py_BuildValue("KKKK", (unsigned long long)words[0], (unsigned long long)words[1],
+                         (unsigned long long)described[0], (unsigned long long)described[3]);
+}
+
 /* ---- Clock: what a ticker and quick calls tell each other; see quick.py ---- */
 
 typedef struct {
@@ -1652,8 +1809,13 @@ has_room(PyObject *module, PyObject *frames)
 static PyMethodDef methods[] = {
     {"has_room", has_room, METH_O, NULL},
     {"bind", bind, METH_VARARGS, NULL},
+    {"bind_stores", bind_stores, METH_VARARGS, NULL},
+    {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
+    {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
     {"forked", forked, METH_NOARGS, NULL},
     {"import_callback", import_callback, METH_NOARGS, NULL},
+    {"instantiate", (PyCFunction)(void (*)(void))instantiate, METH_FASTCALL, NULL},
+    {"open_store", (PyCFunction)(void (*)(void))open_store, METH_FASTCALL, NULL},
     {NULL},
 };
 

@@ -11,6 +11,7 @@ Rule 3: an instance is used again only if everything that its guest was asked fo
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,15 +22,17 @@ from typing import Any
 
 import anyio
 
+from . import _log
 from ._driver.checkpoints import checkpoint_if_cancelled
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
-from ._errors import Interrupted, LinkError
+from ._errors import Interrupted, LinkError, RangeError
 from ._objects.instance import Instance, Preparation, Template
 from ._objects.module import Module
 from ._objects.storeobject import SAME_STORE
 from ._runtime.config import Limits
 from ._runtime.store import Store, ambient
+from ._types import MemoryType
 
 __all__ = ("InstancePool", "PoolStatistics")
 
@@ -57,12 +60,13 @@ class PoolStatistics:
 class _Plan:
     """How the pool makes an instance, until its module is replaced."""
 
-    __slots__ = ("_factory", "_template", "module")
+    __slots__ = ("_factory", "_template", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
+        self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None
         if _is_factory(imports):
@@ -87,6 +91,14 @@ class _Plan:
             return self._factory()
         finally:
             ambient.reset(token)
+
+
+def _may_pool(module: Module) -> bool:
+    artifact = module._artifact
+    # A shared memory belongs to the native engine of its first store, which has no pool.
+    return not artifact.unpoolable and not any(
+        isinstance(each.type, MemoryType) and each.type.shared for each in artifact.info.imports
+    )
 
 
 def _is_factory(imports: Any) -> bool:
@@ -155,16 +167,18 @@ class InstancePool:
     used again, unless the block that used it was left by an exception (cancellation included),
     a call trapped or raised in it, was stopped, or is still under way, or it was closed.
 
-    Every instance has a store of its own, also inside of ``with Store()``. New instances run
-    the best code that the module has by then.
+    Every instance has a store of its own, also inside of ``with Store()``, whose memory comes
+    from a pool of the engine while there is room (`EngineConfig.pooling`); nothing of what an
+    instance leaves there is seen by the next. New instances run the best code that the module
+    has by then.
 
     Args:
         module: What to instantiate.
         imports: A mapping (or object) of mappings (or objects), read once and given to every
             instance; or a callable without parameters that returns one, called for each
-            instance: for imports that keep something, and for a `Memory` or another object that
-            lives in a store, which it makes anew. A callable that is no mapping is always
-            taken for the latter.
+            instance (once more for one that the engine's pool has no room for): for imports
+            that keep something, and for a `Memory` or another object that lives in a store,
+            which it makes anew. A callable that is no mapping is always taken for the latter.
         max_instances: How many instances there may be at a time.
         max_waiting: How many tasks may wait for one; any number if omitted.
         max_uses: How many times an instance is used before it is closed.
@@ -228,6 +242,7 @@ class InstancePool:
             ClosedResourceError: If the pool is closed before it is its turn.
             RuntimeError: If the pool is in use in another event loop.
             Trap: If the start function traps.
+            RangeError: If the module needs more memory, or more of anything, than it can have.
             Exception: Whatever a start function, or the callable that makes imports, raises.
         Cancellation: While waiting, the task leaves the line. While the instance is being made,
             its start function is stopped; the place goes to the next in line.
@@ -353,7 +368,7 @@ class InstancePool:
                         "the pool is in use in another event loop; make one for each"
                     )
                 self._loop = loop
-            dropped = self._drop_expired()
+            dropped = self._drop_expired() if self._idle else None
             if self._places < self._max_instances:
                 self._places += 1
                 if self._idle:
@@ -366,11 +381,12 @@ class InstancePool:
             else:
                 waiter = _Waiter()
                 self._waiting.append(waiter)
-        _free(dropped)
+        if dropped:
+            _free(dropped)
         if waiter is not None:
             entry = await self._wait(waiter)
         try:
-            return self._lend(entry) or await self._make()
+            return (entry is not None and self._lend(entry)) or await self._make()
         except BaseException:
             self._leave(None)
             raise
@@ -391,10 +407,8 @@ class InstancePool:
             raise anyio.ClosedResourceError("the pool has been closed")
         return waiter.entry
 
-    def _lend(self, entry: _Entry | None) -> _Entry | None:
+    def _lend(self, entry: _Entry) -> _Entry | None:
         """Return *entry* if it can be used."""
-        if entry is None:
-            return None
         store = entry.instance.store
         with self._lock:
             usable = not self._closed and entry.plan is self._plan and store.reusable
@@ -410,16 +424,23 @@ class InstancePool:
 
     async def _make(self) -> _Entry:
         plan = self._plan
-        store = Store(engine=plan.module.engine, limits=self._limits)
-        with self._lock:
-            self._check_open()
-            self._stores[store] = None
+        store = self._open(plan, plan.pooled)
+        preparation: Preparation | None = None
         try:
-            instance = await instantiate_prepared(plan.prepare(store))
+            try:
+                preparation = plan.prepare(store)
+                if preparation.immediate and preparation.ready:  # `_take` has let cancelling in
+                    instance = Instance._from_preparation(preparation, preparation.now())
+                else:
+                    instance = await instantiate_prepared(preparation)
+            except RangeError as exc:
+                if not self._fits_not(plan, preparation, store, exc):
+                    raise
+                self._forget(store)
+                store = self._open(plan, False)
+                instance = await instantiate_prepared(plan.prepare(store))
         except BaseException as exc:
-            with self._lock:
-                del self._stores[store]
-            store.close()
+            self._forget(store)
             if self._closed and isinstance(exc, Interrupted) and exc.reason == "closed":
                 raise anyio.ClosedResourceError("the pool has been closed") from exc
             if isinstance(exc, LinkError) and exc.expected == SAME_STORE:
@@ -431,6 +452,37 @@ class InstancePool:
         with self._lock:
             self._created += 1
         return _Entry(instance, plan)
+
+    def _open(self, plan: _Plan, pooled: bool) -> Store:
+        """Return a store for one more instance."""
+        store = Store(engine=plan.module.engine, limits=self._limits)
+        store.pooled = pooled
+        with self._lock:
+            self._check_open()
+            self._stores[store] = None
+        return store
+
+    def _forget(self, store: Store) -> None:
+        """Close a store that no instance was made in."""
+        with self._lock:
+            self._stores.pop(store, None)
+        store.close()
+
+    def _fits_not(
+        self, plan: _Plan, preparation: Preparation | None, store: Store, exc: RangeError
+    ) -> bool:
+        """Return whether *exc* is about the engine's pool, and there is a way without it."""
+        if not (store.bound and store.variant.pooled and store.pooled):
+            return False
+        if plan.module.engine.config.pools_everything:
+            return False
+        unfit = plan.module._artifact.unpoolable
+        if not unfit and not (preparation is not None and preparation.found_pool_empty):
+            return False
+        if unfit:
+            plan.pooled = False
+        _log.event("pool_not_used", logging.INFO, digest=plan.module.digest, error=str(exc))
+        return True
 
     def _give_back(self, entry: _Entry, sound: bool) -> None:
         entry.uses += 1
@@ -447,10 +499,11 @@ class InstancePool:
                 kept = kept and not self._closed and entry.plan is self._plan
                 if not kept:
                     self._discarded += 1
-                dropped = self._drop_expired()
+                dropped = self._drop_expired() if self._idle else None
             if not kept:
                 entry.instance.close()
-            _free(dropped)
+            if dropped:
+                _free(dropped)
             self._leave(entry if kept else None)
 
     def _leave(self, entry: _Entry | None) -> None:
@@ -462,12 +515,12 @@ class InstancePool:
                 waiter.entry = entry
                 if waiter.signal.wake():  # pragma: no branch  # tested in another process
                     return
-            if entry is not None and (self._closed or entry.plan is not self._plan):
-                self._discarded += 1
-                dropped = [entry]
-            else:
-                dropped = []
-                if entry is not None:
+            dropped = None
+            if entry is not None:
+                if self._closed or entry.plan is not self._plan:
+                    self._discarded += 1
+                    dropped = entry
+                else:
                     entry.idle_since = self._now()
                     self._idle.append(entry)
             self._places -= 1
@@ -476,7 +529,8 @@ class InstancePool:
                 closers, self._closers = self._closers, []
                 for closer in closers:
                     closer.wake()
-        _free(dropped)
+        if dropped is not None:
+            dropped.instance.close()
 
     # what is idle; the caller holds the lock, and frees what it gets
 

@@ -599,11 +599,11 @@ class World:
 class Arena:
     """What all threads share."""
 
-    def __init__(self, seed: int, seconds: float, programs: int | None) -> None:
+    def __init__(self, seed: int, seconds: float, programs: int | None, pooling: bool) -> None:
         self.seed = seed
         self.end = time.monotonic() + seconds
         self.programs = programs
-        self.engine = aw.Engine()
+        self.engine = aw.Engine(aw.EngineConfig(pooling=pooling))
         self.modules = {
             kind: aw.Module(wasm(text), engine=self.engine)
             for kind, text in (("plain", PLAIN), ("references", REFERENCES), ("alone", ALONE))
@@ -739,10 +739,11 @@ def run(
     threads: int = 2,
     programs: int | None = None,
     only: int | None = None,
+    pooling: bool = False,
 ) -> tuple[Counter[str], list[str]]:
     """Run programs, and return what was done and what went wrong."""
     aw.configure_sync_guard(action="ignore")
-    arena = Arena(seed, seconds, programs)
+    arena = Arena(seed, seconds, programs, pooling)
     name, options = _options(backend)
 
     def work(thread: int) -> None:
@@ -808,6 +809,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--programs", type=int, help="programs a thread, instead of seconds")
     parser.add_argument("--only", type=int, help="the one thread to run, to reproduce")
+    parser.add_argument("--pooling", action="store_true", help="take all memory from a pool")
     options = parser.parse_args()
     faulthandler.dump_traceback_later(options.seconds + HANG_SECONDS, exit=True)
     counts, failures = run(**vars(options))

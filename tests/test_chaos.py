@@ -11,13 +11,17 @@ from .support import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
-def test_random_programs_do_what_the_model_does(backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("asyncio", []), ("uvloop", []), ("trio", []), ("asyncio", ["--pooling"])],
+    ids=["asyncio", "uvloop", "trio", "pooling"],
+)
+def test_random_programs_do_what_the_model_does(backend: str, options: list[str]) -> None:
     """In a process of its own, which a crash would end, and where nothing else has leaked."""
     pytest.importorskip(backend)
 
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", "--seconds", "3", "--backend", backend],
+        [sys.executable, "-m", "tests.chaos", "--seconds", "3", "--backend", backend, *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

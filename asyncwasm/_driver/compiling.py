@@ -91,7 +91,11 @@ async def instantiate_prepared(preparation: Preparation) -> Instance:
     try:
         if not preparation.ready:
             await _compile_variant(preparation)
-        raw = await drive(preparation.operation)
+        if preparation.immediate:
+            await checkpoint_if_cancelled()
+            raw = preparation.now()
+        else:
+            raw = await drive(preparation.operation)
     except BaseException:
         preparation.failed()
         raise

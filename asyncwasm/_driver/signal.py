@@ -125,7 +125,10 @@ def running_loop() -> object:
     """Return an object that stands for the running loop."""
     if in_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
+    loop = closable_loop()
+    if loop is None:
+        raise RuntimeError("no running event loop")
+    return loop
 
 
 def closable_loop() -> asyncio.AbstractEventLoop | None:

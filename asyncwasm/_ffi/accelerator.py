@@ -40,6 +40,14 @@ def bind() -> None:
         ANSWERED,
         abandon,
     )
+    speedups.bind_stores(
+        lib.address("wasmtime_store_new"),
+        lib.address("wasmtime_store_context"),
+        lib.address("wasmtime_context_set_epoch_deadline"),
+        lib.address("wasmtime_store_limiter"),
+        lib.address("wasmtime_instance_new"),
+        lib.address("wasmtime_instance_export_get"),
+    )
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=speedups.forked)
     _bound = True

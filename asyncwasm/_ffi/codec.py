@@ -100,10 +100,12 @@ class Row:
     __slots__ = (
         "_kinds",
         "_pack",
-        "_raw_pack",
         "checked",
+        "letters",
         "numeric",
+        "outcome",
         "raw_letters",
+        "raw_pack",
         "types",
         "unpack",
         "val_bytes",
@@ -121,7 +123,10 @@ class Row:
             )
             val = "".join(f"B7x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
             payload = "".join(f"8x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
-            self._raw_pack = struct.Struct("<" + self.raw_letters).pack_into
+            self.letters = "".join("v" if type == "v128" else _LETTERS[type] for type in self.types)
+            self.raw_pack = struct.Struct("<" + self.raw_letters).pack_into
+            # the trap and the raw results of a direct call
+            self.outcome = struct.Struct("<Q8x" + self.raw_letters).unpack_from
             self._pack = struct.Struct("<" + val).pack_into
             self.unpack = struct.Struct("<" + payload).unpack_from
             self._kinds: list[Any] = []
@@ -137,9 +142,9 @@ class Row:
         if self.checked:
             values = self.converted(values)
         try:
-            self._raw_pack(memory, offset, *values)
+            self.raw_pack(memory, offset, *values)
         except (struct.error, OverflowError):
-            self._raw_pack(memory, offset, *self.converted(values))
+            self.raw_pack(memory, offset, *self.converted(values))
 
     def pack_exact(self, memory: Any, offset: int, values: Sequence[Any]) -> None:
         """Write plain numbers in the val layout; `struct.error` or OverflowError if some do not fit."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 from .._errors import CompileError
+from . import pooling
 from .errors import compile_error, take_error
 from .handles import Handle, was_forked
 from .library import ByteVec, PointerVec, lib, machine
@@ -23,14 +24,23 @@ def new_engine(
     max_wasm_stack_bytes: int,
     features: Mapping[str, bool],
     parallel: bool = True,
+    pool: pooling.Sizes | None = None,
 ) -> Handle:
-    """Return a new native engine; one that is not *parallel* compiles on the calling thread."""
+    """
+    Return a new native engine; one that is not *parallel* compiles on the calling thread.
+
+    Raises:
+        RangeError: If the system has no room for *pool*.
+    """
+    stack_bytes = max_wasm_stack_bytes + _FIBER_STACK_BYTES
+    if pool is not None:
+        pooling.check_room(pool, stack_bytes)
     config = lib.wasm_config_new()
     lib.wasmtime_config_strategy_set(config, strategy)
     lib.wasmtime_config_epoch_interruption_set(config, True)
     lib.wasmtime_config_consume_fuel_set(config, fuel)
     lib.wasmtime_config_max_wasm_stack_set(config, max_wasm_stack_bytes)
-    lib.wasmtime_config_async_stack_size_set(config, max_wasm_stack_bytes + _FIBER_STACK_BYTES)
+    lib.wasmtime_config_async_stack_size_set(config, stack_bytes)
     lib.wasmtime_config_memory_may_move_set(config, False)
     lib.wasmtime_config_shared_memory_set(config, features.get("threads", True))
     lib.wasmtime_config_wasm_component_model_async_set(config, False)
@@ -42,6 +52,8 @@ def new_engine(
         if enabled is not (name in _OFF_BY_DEFAULT):
             continue
         getattr(lib, f"wasmtime_config_wasm_{name}_set")(config, enabled)
+    if pool is not None:
+        pooling.configure(config, pool)
     return Handle(lib.wasm_engine_new_with_config(config), "wasm_engine_delete")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from .handles import FAR, StoreHandle
 from .library import lib
 
 _HEADER = 16  # the trap, padded
+_Words = ctypes.c_uint64 * 2
 
 
 def direct_call(
@@ -44,22 +46,21 @@ def direct_call(
             handle,
             handle.context,
             function,
-            letters(parameters),
-            letters(results),
+            parameters.letters,
+            results.letters,
             detour,
             failed,
             held,
             hold_seconds,
         )
-    native = lib.undeclared("wasmtime_func_call_unchecked")
+    native = _unchecked()
     count = max(len(parameters.types), len(results.types))
-    raw = (ctypes.c_uint64 * 2)(*function)
+    raw = _Words(*function)
     context = ctypes.c_void_p(handle.context)
     callee = ctypes.c_void_p(ctypes.addressof(raw))
     length = ctypes.c_size_t(count)
     width = _HEADER + RAW_BYTES * count
-    pack = struct.Struct("<" + parameters.raw_letters).pack_into
-    unpack = struct.Struct("<Q8x" + results.raw_letters).unpack_from
+    pack, unpack = parameters.raw_pack, results.outcome
     lock, locked = handle.lock, handle.lock.locked
     single = len(results.types) == 1
     checked = parameters.checked
@@ -106,9 +107,9 @@ def direct_call(
     return call
 
 
-def letters(row: Row) -> str:
-    """Return the accelerator's letters for numeric types."""
-    return "".join(_LETTERS[type] for type in row.types)
+@cache
+def _unchecked() -> Any:
+    return lib.undeclared("wasmtime_func_call_unchecked")
 
 
 def plain(row: Row) -> bool:
@@ -124,10 +125,7 @@ def plain_host(
         return None
     if max(len(parameters.types), len(results.types)) > speedups.MOST_VALUES:
         return None
-    return speedups.Host(callable, letters(parameters), letters(results), suspending)
-
-
-_LETTERS = {"i32": "i", "i64": "q", "f32": "f", "f64": "d", "v128": "v"}
+    return speedups.Host(callable, parameters.letters, results.letters, suspending)
 
 
 class _Called:

@@ -20,6 +20,7 @@ from .._errors import (
     WasmError,
 )
 from .library import ByteVec, PointerVec, lib
+from .pooling import POOL_EMPTY, explained
 
 _OFFSET = re.compile(r"\(at offset 0x([0-9a-f]+)\)")
 _BACKTRACE = "error while executing at wasm backtrace:"
@@ -57,6 +58,11 @@ class NativeError(NamedTuple):
         """Whether the guest has reached its epoch deadline on a stack that cannot yield."""
         return _CANNOT_YIELD in self.message
 
+    @property
+    def is_empty_pool(self) -> bool:
+        """Whether there was nothing left in the engine's pool."""
+        return self.message.startswith(POOL_EMPTY)
+
 
 def take_error(pointer: int) -> NativeError:
     """Read and free the error at *pointer*."""
@@ -66,7 +72,7 @@ def take_error(pointer: int) -> NativeError:
         frames = _frames(lib.wasmtime_error_wasm_trace, pointer)
     finally:
         lib.wasmtime_error_delete(pointer)
-    return NativeError(_bare(text.take().decode(errors="replace")), frames)
+    return NativeError(explained(_bare(text.take().decode(errors="replace"))), frames)
 
 
 def take_trap(pointer: int) -> Trap:

@@ -36,14 +36,21 @@ _KEYS = {
 }
 
 
+_Memory = ctypes.c_ubyte * 32
+_FUNCTION = struct.Struct("<QQQ8x")
+
+
 class Extern:
     """``wasmtime_extern_t``: a kind, and the value of that kind at `address`."""
 
-    __slots__ = ("kind", "memory")
+    __slots__ = ("_raw", "kind", "memory")
+
+    _raw: tuple[int, int]  # of a function that is known by its words
+    memory: Any
 
     def __init__(self, kind: int = FUNCTION) -> None:
         self.kind = kind
-        self.memory = (ctypes.c_ubyte * 32)(kind)
+        self.memory = _Memory(kind)
 
     @property
     def whole(self) -> int:
@@ -63,14 +70,33 @@ class Extern:
     @property
     def raw(self) -> tuple[int, int]:
         """The two words of a function."""
-        first, second = struct.unpack_from("<QQ", self.memory, 8)
-        return first, second
+        try:
+            return self._raw
+        except AttributeError:
+            first, second = struct.unpack_from("<QQ", self.memory, 8)
+            return first, second
 
     @classmethod
     def function(cls, raw: tuple[int, int]) -> Extern:
         """Return the extern of a raw function."""
-        extern = cls(FUNCTION)
-        struct.pack_into("<QQ", extern.memory, 8, *raw)
+        extern = cls.__new__(cls)
+        extern.kind = FUNCTION
+        extern._raw = raw
+        return extern
+
+    def __getattr__(self, name: str) -> Any:
+        # Most functions are called only, for which their words will do.
+        if name != "memory":
+            raise AttributeError(name)
+        self.memory = _Memory.from_buffer_copy(_FUNCTION.pack(FUNCTION, *self._raw))
+        return self.memory
+
+    @classmethod
+    def of(cls, whole: bytes) -> Extern:
+        """Return the extern with these bytes."""
+        extern = cls.__new__(cls)
+        extern.kind = whole[0]
+        extern.memory = _Memory.from_buffer_copy(whole)
         return extern
 
     def found(self) -> Extern:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import accelerator
 from .accelerator import speedups
+from .instances import open_store
 from .library import lib
 
 
@@ -90,6 +91,10 @@ else:  # the one in C is its own lock
     Gate = _PureGate if speedups is None else speedups.Gate
 
 
+# Of all stores: it is held for a moment, and views are few.
+_views_lock = threading.Lock()
+
+
 class StoreHandle(Gate):
     """
     A native store, its context, its futures, and the lock of whoever is inside it.
@@ -104,7 +109,6 @@ class StoreHandle(Gate):
         "__weakref__",
         "_generation",
         "_views",
-        "_views_lock",
         "context",
         "engine",
         "futures",
@@ -112,17 +116,17 @@ class StoreHandle(Gate):
         "pointer",
     )
 
-    def __init__(self, engine: Handle) -> None:
+    def __init__(self, engine: Handle, ticks: int, limits: Sequence[int]) -> None:
+        """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         super().__init__()
-        accelerator.bind()
         self.open = True
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
         self._views = 0
-        self._views_lock = threading.Lock()
         self._generation = _Process.generation
-        self.pointer: int = lib.wasmtime_store_new(engine.pointer, None, None)
-        self.context: int = lib.wasmtime_store_context(self.pointer)
+        self.pointer: int
+        self.context: int
+        self.pointer, self.context = open_store(engine.pointer, ticks, *limits)
 
     @property
     def ours(self) -> bool:
@@ -149,7 +153,7 @@ class StoreHandle(Gate):
         if self.open:
             self.open = False
             self._delete_futures()
-        with self._views_lock:
+        with _views_lock:
             if self._views:
                 return
             pointer, self.pointer = self.pointer, 0
@@ -170,12 +174,12 @@ class StoreHandle(Gate):
 
     def add_view(self, view: object) -> None:
         """Keep the native store until *view* has been collected."""
-        with self._views_lock:
+        with _views_lock:
             self._views += 1
         weakref.finalize(view, self._drop_view).atexit = False
 
     def _drop_view(self) -> None:
-        with self._views_lock:
+        with _views_lock:
             self._views -= 1
             last = not self._views
         if last and self.closing:

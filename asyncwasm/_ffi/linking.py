@@ -9,10 +9,13 @@ Rule 2: whoever calls these functions is in the store.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Any
 
 from .._errors import LinkError, RangeError
+from . import instances
 from .errors import check
-from .externs import Extern
+from .externs import FUNCTION, Extern
 from .fiber import Fiber, import_callback
 from .handles import Handle, StoreHandle
 from .library import lib
@@ -97,23 +100,12 @@ class Linker:
 
 
 def instantiate_directly(
-    handle: StoreHandle, module: Handle, externs: list[Extern]
+    handle: StoreHandle, module: Handle, externs: Sequence[Extern]
 ) -> tuple[int, int, bytes]:
     """Instantiate without a fiber, and return (error, trap, instance)."""
-    vector = (ctypes.c_ubyte * (32 * max(len(externs), 1)))()
-    for index, extern in enumerate(externs):
-        ctypes.memmove(ctypes.addressof(vector) + 32 * index, extern.whole, 32)
-    instance = (ctypes.c_ubyte * 16)()
-    trap = ctypes.c_void_p()
-    error = lib.wasmtime_instance_new(
-        handle.context,
-        module.pointer,
-        ctypes.byref(vector),
-        len(externs),
-        ctypes.byref(instance),
-        ctypes.byref(trap),
+    return instances.instantiate(
+        handle.context, module.pointer, [bytes(each.memory) for each in externs]
     )
-    return error or 0, trap.value or 0, bytes(instance)
 
 
 def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
@@ -132,12 +124,14 @@ def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
         fiber.delete()
 
 
+def exported_function(
+    handle: StoreHandle, instance: bytes, name: str
+) -> tuple[tuple[int, int], tuple[Any, ...]]:
+    """Return the function that *instance* exports as *name*, raw, and what identifies it."""
+    first, second, code, context = instances.find_function(handle.context, instance, name.encode())
+    return (first, second), (FUNCTION, code, context)
+
+
 def export(handle: StoreHandle, instance: bytes, name: str) -> Extern:
     """Return the extern that *instance* exports as *name*."""
-    extern = Extern()
-    text = name.encode()
-    found = lib.wasmtime_instance_export_get(
-        handle.context, ctypes.c_char_p(instance), text, len(text), extern.whole
-    )
-    assert found
-    return extern.found()
+    return Extern.of(instances.find_export(handle.context, instance, name.encode()))

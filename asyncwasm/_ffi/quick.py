@@ -21,7 +21,7 @@ from typing import Any
 
 from .accelerator import speedups
 from .codec import EXACT, VAL_BYTES, Row
-from .direct import letters, plain
+from .direct import plain
 from .fiber import ARGUMENTS, ERROR, TRAP, Fiber
 from .handles import NEAR, StoreHandle
 from .library import lib
@@ -107,8 +107,8 @@ def quick_call(
             handle,
             handle.context,
             function,
-            letters(parameters),
-            letters(results),
+            parameters.letters,
+            results.letters,
             clock,
             failed,
             Fiber,

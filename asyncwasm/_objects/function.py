@@ -17,7 +17,7 @@ from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
 from .._ffi.direct import Called, call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
-from .._ffi.quick import Quick, not_quick, quick_call
+from .._ffi.quick import not_quick, quick_call
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
@@ -77,6 +77,20 @@ def host_function(
     return HostFunction(value, type, is_suspending(value), name, concrete_results)
 
 
+class Shape:
+    """What all functions of one type have in common; worth keeping where many are made."""
+
+    __slots__ = ("concrete", "direct", "parameters", "refused", "results", "type")
+
+    def __init__(self, type: FunctionType, concrete: Sequence[int] = ()) -> None:
+        self.type = type
+        self.concrete = concrete  # kinds of concrete references among the parameters
+        self.refused = crosses_not(type)
+        self.parameters: Row = row(type.parameters)
+        self.results: Row = row(type.results)
+        self.direct = self.parameters.numeric and self.results.numeric
+
+
 class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  # may be in C
     """
     A WebAssembly function.
@@ -115,11 +129,17 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         name: str = "",
         concrete: Sequence[int] = (),
     ) -> ExportedFunction:
+        return cls._from_shape(store, raw, Shape(type, concrete), name)
+
+    @classmethod
+    def _from_shape(
+        cls, store: Store, raw: tuple[int, int], shape: Shape, name: str
+    ) -> ExportedFunction:
         self = cls.__new__(cls)
-        self._setup(type, name, concrete)
+        self._setup(shape, name)
         self._store = store
         self._extern = Extern.function(raw)
-        if self._parameters.numeric and self._results.numeric:
+        if shape.direct:
             self._direct = direct_call(
                 store.handle,
                 raw,
@@ -130,25 +150,44 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 self._held,
                 guard.BLOCKING_SECONDS,
             )
-            self._quick = quick_call(
-                store.handle,
-                raw,
-                self._parameters,
-                self._results,
-                store.engine.ticker.clock,
-                self._failed,
-            )
+            self._quick = self._first_quick
+        else:
+            self._direct = self._go_around
+            self._quick = not_quick
         return self
 
-    def _setup(self, type: FunctionType, name: str, concrete: Sequence[int]) -> None:
-        self._type = type
+    def _setup(self, shape: Shape, name: str) -> None:
+        self._type = shape.type
         self._name = name
-        self._refused = crosses_not(type)
-        self._concrete = concrete  # kinds of concrete references among the parameters
-        self._parameters: Row = row(type.parameters)
-        self._results: Row = row(type.results)
-        self._direct: Callable[..., Any] = lambda *arguments: self._detour(arguments)
-        self._quick: Quick = not_quick
+        self._refused = shape.refused
+        self._concrete = shape.concrete
+        self._parameters: Row = shape.parameters
+        self._results: Row = shape.results
+
+    def _go_around(self, *arguments: Any) -> Any:
+        return self._detour(arguments)
+
+    def _first_quick(self, arguments: tuple[Any, ...]) -> Any:
+        # Made when it is first wanted: many functions are never awaited.
+        store = self._store
+        assert store is not None and self._extern is not None
+        self._quick = quick_call(
+            store.handle,
+            self._extern.raw,
+            self._parameters,
+            self._results,
+            store.engine.ticker.clock,
+            self._failed,
+        )
+        return self._quick(arguments)
+
+    def _store_closed(self) -> None:
+        # What it was called through refers to the function: without it there is no cycle, and
+        # a short-lived store leaves nothing to the collector.
+        store = self._store
+        assert store is not None
+        self._direct = store.refuse
+        self._quick = not_quick
 
     @property
     def name(self) -> str:
@@ -305,7 +344,9 @@ class Function(ExportedFunction):
     ) -> None:
         if not _is_callable(callable) and not isinstance(callable, Suspending):
             raise TypeError(f"expected a callable, got {callable.__class__.__name__}")
-        self._setup(function_type(type), "0", ())
+        self._setup(Shape(function_type(type)), "0")
+        self._direct = self._go_around
+        self._quick = not_quick
         self._store = None
         self._extern = None
         target = callable.callable if isinstance(callable, Suspending) else callable
@@ -322,6 +363,9 @@ class Function(ExportedFunction):
         extern = super()._bind(store)
         store.known[function_identity(extern.raw)] = self
         return extern
+
+    def _store_closed(self) -> None:
+        """Go on: a call from Python needs no store."""
 
     # A call from Python needs no wasm in between: the conversions are all there is to see.
 

@@ -231,6 +231,11 @@ def choose_store(
 
     Objects that are not bound yet are bound to it: all at once, or none if one cannot be.
     """
+    if not values and (explicit is None or limits is None):
+        chosen = Store(engine=artifact.engine, limits=limits) if explicit is None else explicit
+        _check_shared(artifact, chosen)
+        chosen.bind(artifact.engine, artifact)
+        return chosen, explicit is None
     objects = [value for value in values if isinstance(value, StoreObject)]
     with binding:
         store = explicit
@@ -254,12 +259,7 @@ def choose_store(
                 expected=store.limits,
                 actual=limits,
             )
-        most = store.limits.memory_bytes
-        if most is not None and artifact.shared_bytes > most:
-            raise RangeError(  # the library would let it grow
-                f"a shared memory of the module can grow to {artifact.shared_bytes} bytes; "
-                f"the store has Limits(memory_bytes={most})"
-            )
+        _check_shared(artifact, store)
         for value in objects:
             if value._store is None:
                 value._check_limits(store.limits)
@@ -267,6 +267,15 @@ def choose_store(
         for value in objects:
             value._bind(store)
     return store, owned
+
+
+def _check_shared(artifact: Artifact, store: Store) -> None:
+    most = store.limits.memory_bytes
+    if most is not None and artifact.shared_bytes > most:
+        raise RangeError(  # the library would let it grow
+            f"a shared memory of the module can grow to {artifact.shared_bytes} bytes; "
+            f"the store has Limits(memory_bytes={most})"
+        )
 
 
 def definitions(

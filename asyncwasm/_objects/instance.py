@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import anyio
@@ -10,14 +11,14 @@ import anyio
 from .._binary import Export
 from .._ffi import externs
 from .._ffi.codec import KIND_ANY
-from .._ffi.linking import export
+from .._ffi.linking import export, exported_function
 from .._runtime.config import Limits
-from .._runtime.instantiation import Instantiation, Link
+from .._runtime.instantiation import Instantiation, instantiate_now
 from .._runtime.running import run
-from .._runtime.store import HostFunction, Store
+from .._runtime.store import Store
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
 from . import guard
-from .function import ExportedFunction, concrete_kinds
+from .function import ExportedFunction, Shape, concrete_kinds
 from .global_ import Global
 from .imports import choose_store, definitions, for_many_stores, read_imports
 from .memory import Memory
@@ -34,22 +35,22 @@ class Exports(Mapping[str, Any]):
     Names that are identifiers, and no methods of mappings, are attributes too.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_declared", "_instance", "_make")
+    __slots__ = ("__weakref__", "_cache", "_declared", "_make")
 
     _cache: dict[str, Any]
     _declared: dict[str, Export]
-    _instance: Instance
+    _make: Callable[[Export], Any]
 
-    def __init__(self, instance: Instance, declared: dict[str, Export]) -> None:
+    def __init__(self, declared: dict[str, Export], make: Callable[[Export], Any]) -> None:
         object.__setattr__(self, "_cache", {})
         object.__setattr__(self, "_declared", declared)
-        object.__setattr__(self, "_instance", instance)
+        object.__setattr__(self, "_make", make)
 
     def __getitem__(self, name: str) -> Any:
         try:
             return self._cache[name]
         except KeyError:
-            value = self._cache[name] = self._instance._export(self._declared[name])
+            value = self._cache[name] = self._make(self._declared[name])
             return value
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +86,10 @@ class Exports(Mapping[str, Any]):
         return name in self._declared
 
     def __reduce__(self) -> Any:
-        return self._instance.__reduce__()
+        raise TypeError(
+            "an instance's exports cannot be pickled or copied; pickle its module and "
+            "instantiate it"
+        )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name in self._declared if name.isidentifier())]
@@ -104,20 +108,19 @@ class Template:
         LinkError: If an import is missing, has the wrong type, or belongs to one store.
     """
 
-    __slots__ = ("link", "module", "values")
+    __slots__ = ("module", "values")
 
     def __init__(self, module: Module, imports: Any) -> None:
         artifact = module._artifact
         read = read_imports(artifact, module._provided, imports)
         self.module = module
         self.values = for_many_stores(artifact, read)
-        self.link = Link() if all(isinstance(each, HostFunction) for each in self.values) else None
 
 
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
-    __slots__ = ("module", "operation", "owned", "shared", "store")
+    __slots__ = ("_operation", "module", "owned", "shared", "store")
 
     def __init__(
         self,
@@ -130,21 +133,54 @@ class Preparation:
         artifact = module._artifact
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
-        explicit = ambient_or(store)
+        explicit = ambient_or(store)  # made by whoever asks, if there is a template
         if template is None:
             values = read_imports(artifact, module._provided, imports)
         else:
             values = template.values
 
         self.module = module
-        self.shared = any(isinstance(value, StoreObject) for value in values)
         self.store, self.owned = choose_store(artifact, values, explicit, limits)
-        self.operation = Instantiation(
-            self.store,
-            artifact,
-            definitions(artifact, values, self.store),
-            None if template is None else template.link,
+        self._operation: Instantiation | None = None
+        self.shared = False
+        if values:
+            self.shared = any(isinstance(value, StoreObject) for value in values)
+            self._operation = Instantiation(
+                self.store,
+                artifact,
+                definitions(artifact, values, self.store),
+            )
+
+    @property
+    def operation(self) -> Instantiation:
+        """The instantiation, where `now` does not do."""
+        if self._operation is None:
+            self._operation = Instantiation(self.store, self.module._artifact, ())
+        return self._operation
+
+    @property
+    def immediate(self) -> bool:
+        """Whether nobody else knows the store, and nothing can run long or wait."""
+        return (
+            self.owned
+            and not self.shared
+            and self.module._artifact.info.start is None
+            and (self._operation is not None or self.store.direct)
         )
+
+    def now(self) -> bytes:
+        """Instantiate what is `immediate`."""
+        if self._operation is not None:
+            return self._operation.at_once()
+        made = instantiate_now(self.store, self.module._artifact)
+        if isinstance(made, bytes):
+            return made
+        raise self.operation.failed(*made)
+
+    @property
+    def found_pool_empty(self) -> bool:
+        """Whether it has failed because nothing was left in the engine's pool."""
+        return self._operation is not None and self._operation.found_pool_empty
 
     @property
     def ready(self) -> bool:
@@ -184,9 +220,8 @@ class Instance:
     Spec: https://webassembly.github.io/spec/js-api/#dom-instance-instance
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_exports", "_module", "_owned", "_raw", "_store")
+    __slots__ = ("__dict__", "__weakref__", "_module", "_owned", "_raw", "_store")
 
-    _exports: Exports
     _module: Module
     _owned: bool
     _raw: bytes
@@ -206,7 +241,7 @@ class Instance:
         guard.check_module(module.byte_length, "Instance()", "`await asyncwasm.instantiate(...)`")
         preparation = Preparation(module, imports, store, limits)
         try:
-            raw = run(preparation.operation)
+            raw = preparation.now() if preparation.immediate else run(preparation.operation)
         except BaseException:
             preparation.failed()
             raise
@@ -223,7 +258,6 @@ class Instance:
         self._store = preparation.store
         self._owned = preparation.owned
         self._raw = raw
-        self._exports = Exports(self, self._module._artifact.exports)
 
     @property
     def exports(self) -> Exports:
@@ -232,7 +266,13 @@ class Instance:
 
         Spec: https://webassembly.github.io/spec/js-api/#dom-instance-exports
         """
-        return self._exports
+        found: Exports | None = self.__dict__.get("_exports")
+        if found is None:
+            # In one step: several threads may ask at once, and all of them get the same.
+            make = partial(_export, self._store, self._raw, self._module)
+            made = Exports(self._module._artifact.exports, make)
+            found = self.__dict__.setdefault("_exports", made)
+        return found
 
     @property
     def module(self) -> Module:
@@ -276,22 +316,37 @@ class Instance:
     def __repr__(self) -> str:
         return f"<asyncwasm.Instance of {self._module!r}{' closed' * self._store.closed}>"
 
-    def _export(self, declared: Export) -> Any:
-        store = self._store
-        with store.entered():
-            handle = store.opened()
-            extern = export(handle, self._raw, declared.name)
-        return _MAKERS[declared.kind](store, extern, declared, self._module)
+
+# Not a method: exports that refer to their instance would be a cycle.
+def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
+    with store.entered():
+        handle = store.opened()
+        if declared.kind == "function":
+            function, identity = exported_function(handle, raw, declared.name)
+        else:
+            extern = export(handle, raw, declared.name)
+    if declared.kind == "function":
+        return _function(store, function, identity, declared, module)
+    return _MAKERS[declared.kind](store, extern, declared, module)
 
 
-def _function(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
-    identity = externs.function_identity(extern.raw)
+def _function(
+    store: Store,
+    raw: tuple[int, int],
+    identity: tuple[Any, ...],
+    declared: Export,
+    module: Module,
+) -> ExportedFunction:
     known: ExportedFunction | None = store.known.get(identity)
     if known is None:
-        type = declared.type
-        assert isinstance(type, FunctionType)
-        concrete = concrete_kinds(type.parameters, module._artifact.kinds)
-        known = ExportedFunction._from_raw(store, extern.raw, type, str(declared.index), concrete)
+        shapes = module._artifact.shapes
+        shape = shapes.get(declared.name)
+        if shape is None:
+            type = declared.type
+            assert isinstance(type, FunctionType)
+            concrete = concrete_kinds(type.parameters, module._artifact.kinds)
+            shape = shapes[declared.name] = Shape(type, concrete)
+        known = ExportedFunction._from_shape(store, raw, shape, str(declared.index))
         store.known[identity] = known
     elif not known._name:  # met in a table before
         known._name = str(declared.index)
@@ -342,7 +397,6 @@ def _tag(store: Store, extern: externs.Extern, declared: Export, module: Module)
 
 
 _MAKERS: dict[str, Callable[[Store, externs.Extern, Export, Module], Any]] = {
-    "function": _function,
     "memory": _memory,
     "table": _table,
     "global": _global,

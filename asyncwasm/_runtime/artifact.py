@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._binary import ModuleInfo, defined_memories
 from .._ffi import compiling
@@ -20,6 +20,7 @@ class Variant(NamedTuple):
 
     baseline: bool = False
     fuel: bool = False
+    pooled: bool = False
 
 
 class Artifact:
@@ -33,8 +34,10 @@ class Artifact:
 
     __slots__ = (
         "__weakref__",
+        "_fueled",
         "_function_types",
         "_natives",
+        "_optimized",
         "_shared_bytes",
         "cached",
         "digest",
@@ -43,9 +46,12 @@ class Artifact:
         "holds_references",
         "info",
         "kinds",
+        "links",
         "renamed",
+        "shapes",
         "source",
         "starts_baseline",
+        "unpoolable",
     )
 
     def __init__(
@@ -64,12 +70,20 @@ class Artifact:
         self.digest = digest
         self.info = info
         self.exports = {each.name: each for each in info.exports}
+        # The module's code, and that linked, where all imports are host functions: the same for
+        # every new store, because it numbers its functions from 0.
+        self.links: dict[Variant, tuple[Handle, Handle]] = {}
+        self.shapes: dict[str, Any] = {}  # of exported functions, by name
         self.kinds = [type.kind for type in info.types]
         self.renamed = _has_twins(info)
         self.holds_references = holds_references
         self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
         self.cached = cached  # whether its first code came from the cache
+        self.unpoolable = False  # whether it has turned out not to fit its engine's pool
         self._natives: dict[Variant, Handle] = {}
+        pooled = engine.config.pools_everything
+        self._optimized = Variant(False, False, pooled)
+        self._fueled = Variant(False, True, pooled)
         self._shared_bytes: int | None = None
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
 
@@ -93,12 +107,12 @@ class Artifact:
 
     def variant(self, fuel: bool) -> Variant:
         """Return the variant for an instance that gets a store of its own."""
-        optimized = Variant(False, fuel)
-        if not self.starts_baseline:
-            return optimized
-        if self.engine.config.tier == "auto" and (fuel or self.has(optimized)):
-            return optimized  # fuel is counted by one compiler, or it would not be the same fuel
-        return Variant(True, fuel)
+        if self.starts_baseline and not (
+            # Fuel is counted by one compiler, or it would not be the same fuel.
+            self.engine.config.tier == "auto" and (fuel or self.has(Variant()))
+        ):
+            return Variant(True, fuel, self._optimized.pooled)
+        return self._fueled if fuel else self._optimized
 
     def native(self, variant: Variant) -> Handle:
         """Return the code of *variant*, compiled now on this thread if need be."""

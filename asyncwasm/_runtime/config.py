@@ -11,6 +11,9 @@ Tier: TypeAlias = Literal["auto", "baseline", "optimized"]
 MIN_STACK_BYTES, MAX_STACK_BYTES = 16 << 10, 64 << 20
 DIRECT_STACK_BYTES = 1 << 20  # what every thread's own stack has room for
 _TIERS = ("auto", "baseline", "optimized")
+_MAX_POOLED = 100_000  # of a kind: the library keeps a note about each, in use or not
+MAX_POOLED_MEMORY_BYTES = 4 << 30  # the address space that every memory reserves
+_MAX_TABLE_ELEMENTS = 10_000_000
 _FEATURES = (
     "simd",
     "relaxed_simd",
@@ -24,6 +27,70 @@ _FEATURES = (
     "wide_arithmetic",
     "custom_page_sizes",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """
+    Bound the pool that the stores of an engine take their memory from.
+
+    Instances, memories, tables and stacks are reserved beforehand and used again, which makes
+    an instance several times cheaper. What an instance leaves behind is erased before the next
+    gets it. The pool takes address space, not memory: 4 GiB for each memory, and what tables
+    and stacks can grow to. Each kind of native code (optimized or baseline, with or without
+    fuel) that an engine runs has such a pool, made when it is first needed.
+
+    Args:
+        instances: Instances at a time.
+        memories: Memories at a time, host-made ones not counted. A store whose guests use
+            references to objects, or exceptions, takes one more. As many as instances if omitted.
+        tables: Tables at a time; as many as instances if omitted.
+        stacks: Stacks for awaited calls and imports at a time. A store keeps one from its first
+            such call until it is closed, and a suspended call on behalf of which another is made
+            takes one more. Twice as many as instances if omitted.
+        memory_bytes: Size up to which each memory can grow, at most 4 GiB.
+        table_elements: Entries up to which each table can grow.
+        keep_resident_bytes: What is erased by hand of each memory, and stays with the process
+            for the next instance; the rest is given back to the system.
+    Raises:
+        ValueError: If a number is out of range.
+        TypeError: If a number is no int.
+    """
+
+    instances: int = 1000
+    memories: int | None = None
+    tables: int | None = None
+    stacks: int | None = None
+    memory_bytes: int = MAX_POOLED_MEMORY_BYTES
+    table_elements: int = _MAX_TABLE_ELEMENTS
+    keep_resident_bytes: int = 64 << 10
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("instances", 1, _MAX_POOLED),
+            ("memories", 1, _MAX_POOLED),
+            ("tables", 1, _MAX_POOLED),
+            ("stacks", 1, _MAX_POOLED),
+            ("memory_bytes", 1, MAX_POOLED_MEMORY_BYTES),
+            ("table_elements", 1, _MAX_TABLE_ELEMENTS),
+            ("keep_resident_bytes", 0, MAX_POOLED_MEMORY_BYTES),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("memories", "tables", "stacks"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"expected an int for {name}, got {type(value).__name__}")
+            if not least <= value <= most:
+                raise ValueError(f"expected {name} from {least:,} to {most:,}, got {value:,}")
+
+    def counts(self) -> dict[str, int]:
+        """Return how many there can be of each kind, the defaults filled in."""
+        return {
+            "instances": self.instances,
+            "memories": self.memories or self.instances,
+            "tables": self.tables or self.instances,
+            "stacks": self.stacks or min(2 * self.instances, _MAX_POOLED),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +114,16 @@ class EngineConfig:
         max_module_bytes: Size from which on a module is refused.
         max_wasm_stack_bytes: Stack that guest frames may take before `StackOverflow`, at most
             64 MiB. Above 1 MiB every call runs on a stack of its own.
+        pooling: Where stores take their memory from. A `Pooling`, or True for one with its
+            defaults: from a pool; what does not fit it is refused with RangeError. False: each
+            from the system. None: those of an `InstancePool` from a pool with the defaults, as
+            long as they fit and there is room; all others from the system.
         simd, relaxed_simd, threads, tail_call, memory64, multi_memory, function_references, gc,
         exceptions, wide_arithmetic, custom_page_sizes: Whether modules may use the proposal of
             WebAssembly that is called so.
     Raises:
         ValueError: If a number is not positive or the tier has no such name.
-        TypeError: If the cache is neither a path nor None.
+        TypeError: If the cache is neither a path nor None, or *pooling* nothing of the kind.
     """
 
     tier: Tier = "auto"
@@ -62,6 +133,7 @@ class EngineConfig:
     cache_bytes: int = 1 << 30
     max_module_bytes: int = 1 << 30
     max_wasm_stack_bytes: int = 512 << 10
+    pooling: Pooling | bool | None = None
     simd: bool = True
     relaxed_simd: bool = True
     threads: bool = True
@@ -79,6 +151,10 @@ class EngineConfig:
             raise ValueError(f"expected a tier of {', '.join(_TIERS)}, got {self.tier!r}")
         if self.cache is not None and not isinstance(self.cache, (str, os.PathLike)):
             raise TypeError(f"expected a directory for cache, got {type(self.cache).__name__}")
+        if self.pooling is not None and not isinstance(self.pooling, (Pooling, bool)):
+            raise TypeError(
+                f"expected a Pooling, a bool or None for pooling, got {type(self.pooling).__name__}"
+            )
         for name in (
             "compile_threads",
             "max_queued_compilations",
@@ -103,9 +179,22 @@ class EngineConfig:
         return features
 
     @property
+    def pool(self) -> Pooling:
+        """The bounds of the pool, if there is one."""
+        return self.pooling if isinstance(self.pooling, Pooling) else _POOLING
+
+    @property
+    def pools_everything(self) -> bool:
+        """Whether every store takes its memory from a pool."""
+        return bool(self.pooling)  # a Pooling is true
+
+    @property
     def threads_to_compile(self) -> int:
         """The number of compile threads, the default filled in."""
         return self.compile_threads or os.cpu_count() or 1
+
+
+_POOLING = Pooling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,15 +25,15 @@ import anyio
 
 from .. import _log
 from .._binary import ModuleInfo, decode, outline
-from .._errors import CompileError, LinkError
-from .._ffi import compiling
+from .._errors import CompileError, LinkError, RangeError
+from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
 from .._hashes import sha256
 from .._reader import Binary
 from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
 from .cache import Cache, Known, Loaded, configuration, open_cache
-from .config import EngineConfig
+from .config import EngineConfig, Pooling
 from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader
 from .threads import Threads
@@ -69,6 +69,7 @@ class Engine:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
+        self._pooled: dict[Variant, Variant] = {}  # what instance pools use instead
         self._closed = False
         self._cache: Cache | None = None
         self._cache_opened = False
@@ -141,10 +142,13 @@ class Engine:
 
         Baseline code can neither use references and tags nor threads; what will join is unknown.
         """
-        return Variant(False, fuel)
+        return Variant(False, fuel, self._config.pools_everything)
 
     def native(self, variant: Variant) -> Handle:
         """Return the native engine of *variant*."""
+        known = self._natives.get(variant)
+        if known is not None:
+            return known
         with self._lock:
             handle = self._natives.get(variant)
             if handle is None:
@@ -159,7 +163,29 @@ class Engine:
             max_wasm_stack_bytes=self._config.max_wasm_stack_bytes,
             features=self._config.features,
             parallel=parallel,
+            pool=_sizes(self._config.pool) if variant.pooled else None,
         )
+
+    def pooled(self, variant: Variant) -> Variant:
+        """
+        Return *variant* with a pool, if that is what the engine is to have for an instance pool.
+
+        It is not if the configuration says so, or the system has no room.
+        """
+        known = self._pooled.get(variant)
+        if known is not None:
+            return known
+        chosen = variant
+        if self._config.pooling is None:  # otherwise all are, or none
+            pooled = variant._replace(pooled=True)
+            try:
+                self.native(pooled)
+            except RangeError as exc:
+                _log.event("pool_not_made", logging.WARNING, error=str(exc))
+            else:
+                chosen = pooled
+        self._pooled[variant] = chosen
+        return chosen
 
     def _validate(self, binary: bytes) -> bool:
         """Raise CompileError unless *binary* is valid; return whether it needs a collector."""
@@ -361,6 +387,8 @@ class Engine:
 
     def _compile_variant(self, artifact: Artifact, variant: Variant) -> tuple[Handle, bool]:
         """Return code, and whether it is new to the cache."""
+        if variant.pooled:
+            return self._load_pooled(artifact, variant), False
         loaded = self._load(artifact.digest, variant)
         if loaded is not None:
             return loaded.handle, False
@@ -378,6 +406,17 @@ class Engine:
         if variant.baseline and artifact.starts_baseline:
             self._optimize_later(artifact)
         return handle, True
+
+    def _load_pooled(self, artifact: Artifact, variant: Variant) -> Handle:
+        """Return the code of *artifact* for a native engine with a pool: the same, loaded again."""
+        native = self.native(variant)
+        code = artifact.native(variant._replace(pooled=False))
+        try:
+            # Not from the cache, which would take what does not fit for broken.
+            return compiling.deserialize(native, compiling.serialize(code))
+        except CompileError as exc:
+            artifact.unpoolable = True
+            raise RangeError(pooling.unfit(str(exc))) from None
 
     # optimizing in the background
 
@@ -450,6 +489,15 @@ class Engine:
             seconds=round(perf_counter() - started, 6),
             digest=artifact.digest,
         )
+
+
+def _sizes(bounds: Pooling) -> pooling.Sizes:
+    return pooling.Sizes(
+        **bounds.counts(),
+        memory_bytes=bounds.memory_bytes,
+        table_elements=bounds.table_elements,
+        keep_resident_bytes=bounds.keep_resident_bytes,
+    )
 
 
 def _holds_references(info: ModuleInfo) -> bool:

@@ -10,8 +10,8 @@ from .. import _log
 from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
 from .._ffi.fiber import DONE, Fiber, State
-from .._ffi.handles import Handle
 from .._ffi.linking import Linker, instantiate_directly
+from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
 from .operation import Operation
 from .store import HostFunction, Store
@@ -26,13 +26,37 @@ _LIMITS = {
 }
 
 
-class Link:
-    """What linking gives where all imports are host functions: the same for every new store."""
+def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]:
+    """
+    Instantiate what imports nothing and has no start function: nothing can run long or wait.
 
-    __slots__ = ("made",)
+    Returns:
+        The instance, or the error and the trap it has failed with.
+    """
+    started = perf_counter()
+    native = artifact.native(store.variant)
+    with store.entered():
+        handle = store.opened()
+        if artifact.holds_references:
+            handle.guarded = True
+        error, trap, instance = instantiate_directly(handle, native, ())
+    if handle.pending:
+        handle.close()
+    if error or trap:
+        return error, trap
+    _created(artifact, started)
+    return instance
 
-    def __init__(self) -> None:
-        self.made: tuple[Handle, Handle] | None = None  # the module's code, and it linked
+
+def _created(artifact: Artifact, started: float) -> None:
+    if not _log.heard():
+        return
+    _log.event(
+        "instance_created",
+        logging.DEBUG,
+        digest=artifact.digest,
+        seconds=round(perf_counter() - started, 6),
+    )
 
 
 class Instantiation(Operation):
@@ -42,20 +66,25 @@ class Instantiation(Operation):
     Goes the direct way, in one poll, where nothing can run long or wait.
     """
 
-    __slots__ = ("_artifact", "_definitions", "_instance", "_link", "_started")
+    __slots__ = (
+        "_artifact",
+        "_definitions",
+        "_instance",
+        "_started",
+        "found_pool_empty",
+    )
 
     def __init__(
         self,
         store: Store,
         artifact: Artifact,
         definitions: Sequence[Extern | HostFunction],
-        link: Link | None = None,
     ) -> None:
         super().__init__(store)
-        self._link = link
         self._artifact = artifact
         self._definitions = definitions
         self._instance = b""
+        self.found_pool_empty = False
         self._started = perf_counter()
         if artifact.holds_references:
             store.handle.guarded = True
@@ -75,25 +104,49 @@ class Instantiation(Operation):
             handle = store.opened(self)
             error, trap, self._instance = instantiate_directly(handle, native, externs)
         if error or trap:
-            raise self._failure(error, trap)
+            raise self.failed(error, trap)
         return DONE
 
+    def at_once(self) -> bytes:
+        """
+        Instantiate without taking turns; there is no start function, and nobody else in the store.
+
+        So no import is called, and nothing can run long: it takes one poll.
+        """
+        store = self.store
+        with store.entered():
+            handle = store.opened()
+            fiber = self.start()
+            try:
+                while not fiber.poll(False):
+                    pass
+                trap, error = fiber.outcome()
+                self._instance = fiber.payload(16)
+            finally:
+                self.fiber = None
+                fiber.delete()
+        if handle.pending:
+            handle.close()
+        if trap or error:
+            raise self.failed(error, trap)
+        return self.result()
+
     def start(self) -> Fiber:
-        store, link = self.store, self._link
-        native = self._artifact.native(store.variant)
+        store, artifact = self.store, self._artifact
+        native = artifact.native(store.variant)
         fiber = Fiber(store.handle, 16)
-        if link is None or store.hosts:  # then the functions have other numbers
+        hosts = [each for each in self._definitions if isinstance(each, HostFunction)]
+        if store.hosts or len(hosts) != len(self._definitions):
             linker = self._linker()
             fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
         else:
-            made = link.made
-            if made is None or made[0] is not native:
-                made = link.made = native, self._linker().link(native)
+            link = artifact.links.get(store.variant)
+            if link is None or link[0] is not native:
+                link = artifact.links[store.variant] = native, self._linker().link(native)
             else:
-                for definition in self._definitions:
-                    assert isinstance(definition, HostFunction)
-                    store.add_host(definition)
-            fiber.start_linked_instantiation(made[1].pointer, made)
+                for host in hosts:
+                    store.add_host(host)
+            fiber.start_linked_instantiation(link[1].pointer, link)
         self.fiber = fiber
         return fiber
 
@@ -118,13 +171,17 @@ class Instantiation(Operation):
         assert self.fiber is not None
         trap, error = self.fiber.outcome()
         if trap or error:
-            raise self._failure(error, trap)
+            raise self.failed(error, trap)
 
-    def _failure(self, error: int, trap: int) -> BaseException:
+    def failed(self, error: int, trap: int) -> BaseException:
+        """Return the exception for what the library has failed with."""
         return self.store.failure(error, trap, self.describe(), self._refused)
 
     def _refused(self, message: str) -> WasmError:
         """Return the error for what the library has refused to instantiate."""
+        if message.startswith(POOL_EMPTY):
+            self.found_pool_empty = True
+            return RangeError(message)
         for index, declared in enumerate(self._artifact.info.imports):
             names = ("", str(index)) if self._artifact.renamed else declared[:2]
             if message.startswith("incompatible import type for `{}::{}`".format(*names)):
@@ -143,12 +200,7 @@ class Instantiation(Operation):
         if self.fiber is not None:
             self.outcome()
             self._instance = self.fiber.payload(16)
-        _log.event(
-            "instance_created",
-            logging.DEBUG,
-            digest=self._artifact.digest,
-            seconds=round(perf_counter() - self._started, 6),
-        )
+        _created(self._artifact, self._started)
         return self._instance
 
     def describe(self) -> str:

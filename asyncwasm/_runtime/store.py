@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -114,6 +114,62 @@ class HostFunction:
         return value
 
 
+class _OnDemand(Generic[T]):
+    """
+    An attribute of a store that is made when it is first asked for.
+
+    Most stores live for one call or two, and need few of them.
+    """
+
+    def __init__(self, make: Callable[[Store], T]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type[Store], name: str) -> None:
+        self._name = name
+
+    def __get__(self, store: Store | None, owner: type[Store]) -> T:
+        if store is None:  # somebody looks at the class
+            raise AttributeError(self._name)
+        # In one step: several threads may ask at once, and all of them get the same.
+        made: T = store.__dict__.setdefault(self._name, self._make(store))
+        return made
+
+
+class Known:
+    """
+    The objects of a store by what they are, held weakly.
+
+    Leaner than a WeakValueDictionary, which costs more to make than most stores put there. What
+    has been collected is swept out when it may be half of all.
+    """
+
+    __slots__ = ("_references", "_sweep_at")
+
+    def __init__(self) -> None:
+        self._references: dict[tuple[Any, ...], weakref.ref[Any]] = {}
+        self._sweep_at = 64
+
+    def get(self, identity: tuple[Any, ...]) -> Any:
+        """Return the object, None if there is none."""
+        reference = self._references.get(identity)
+        return None if reference is None else reference()
+
+    def __setitem__(self, identity: tuple[Any, ...], value: object) -> None:
+        references = self._references
+        references[identity] = weakref.ref(value)
+        if len(references) >= self._sweep_at:
+            for key, reference in list(references.items()):
+                # Whoever has put another one there meanwhile, put one that lives.
+                if reference() is None and references.get(key) is reference:
+                    del references[key]
+            self._sweep_at = max(64, 2 * len(references))
+
+    def values(self) -> list[Any]:
+        """Return those that are alive."""
+        found = [reference() for reference in list(self._references.values())]
+        return [each for each in found if each is not None]
+
+
 class Store:
     """
     Hold what a group of instances shares, and free it when closed.
@@ -157,25 +213,29 @@ class Store:
         self._fuel = self._limits.fuel  # to begin with
         self._interleave = bool(interleave)
         self._closed = False
-        self._tokens: list[Token[Store | None]] = []  # one for each `with` around
         self._native: StoreHandle | None = None
         self._variant: Variant | None = None
+        self.pooled = False  # whether its memory comes from the engine's pool, if there is one
         self._bind_lock = threading.RLock()
-        self._references: References | None = None
         self._python_tag: Extern | None = None
         self._asynchronous = False
         self._stride = NEAR
         self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
         self._raised = False  # whether a Python exception has come out of a guest
         self._disturbed = False
-        self._operations: weakref.WeakKeyDictionary[Operation, None] = weakref.WeakKeyDictionary()
-        self.root = Lane()
         self.hosts: list[HostFunction] = []
         self.plain_hosts: list[Any] = []  # the same for the accelerator, None for what is not plain
-        # what is known by its native name; functions by what they are
-        self.known: weakref.WeakValueDictionary[tuple[Any, ...], Any] = (
-            weakref.WeakValueDictionary()
-        )
+
+    # one for each `with` around
+    _tokens: _OnDemand[list[Token[Store | None]]] = _OnDemand(lambda _: [])
+    _operations: _OnDemand[weakref.WeakKeyDictionary[Operation, None]] = _OnDemand(
+        lambda _: weakref.WeakKeyDictionary()
+    )
+    root: _OnDemand[Lane] = _OnDemand(lambda _: Lane())
+    # what is known by its native name; functions by what they are
+    known: _OnDemand[Known] = _OnDemand(lambda _: Known())
+    # the host values; the store is bound
+    references: _OnDemand[References] = _OnDemand(lambda store: References(store.handle, store))
 
     # life
 
@@ -188,14 +248,16 @@ class Store:
         memory stay readable as long as they live.
         """
         self._closed = True
-        self.root.dismiss()
+        if "root" in self.__dict__:
+            self.root.dismiss()
         for operation in self._alive():
             operation.interrupt("closed")
             operation.dismiss()
-        for reference in self.known.valuerefs():
-            store_closed = getattr(reference(), "_store_closed", None)
-            if store_closed is not None:
-                store_closed()
+        if "known" in self.__dict__:
+            for value in self.known.values():
+                store_closed = getattr(value, "_store_closed", None)
+                if store_closed is not None:
+                    store_closed()
         if self._native is not None:
             self._native.detour = True
             self._native.close()
@@ -280,6 +342,10 @@ class Store:
             handle = self.opened()
             errors.check(lib.wasmtime_context_set_fuel(handle.context, amount), RangeError)
 
+    def refuse(self, *arguments: Any) -> Any:
+        """Raise the error for a call into a store that has been closed."""
+        raise self.unavailable(None)
+
     # entering
 
     def _check_open(self) -> None:
@@ -306,28 +372,17 @@ class Store:
                         "compile it with engine=store.engine"
                     )
                 limits = self._limits
-                self._variant = (artifact or engine).variant(limits.fuel is not None)
-                handle = StoreHandle(engine.native(self._variant))
-                handle.set_deadline(FAR)
-                lib.wasmtime_store_limiter(
-                    handle.pointer,
-                    *(
-                        -1 if value is None else value
-                        for value in (
-                            _MAX_MEMORY if limits.memory_bytes is None else limits.memory_bytes,
-                            _MAX_TABLE
-                            if limits.table_elements is None
-                            else min(limits.table_elements, _MAX_TABLE),
-                            limits.instances,
-                            limits.tables,
-                            limits.memories,
-                        )
-                    ),
+                variant = (artifact or engine).variant(limits.fuel is not None)
+                self._variant = engine.pooled(variant) if self.pooled else variant
+                handle = StoreHandle(
+                    engine.native(self._variant),
+                    FAR,
+                    _UNLIMITED_NATIVE if limits is _UNLIMITED else _native(limits),
                 )
                 if limits.fuel is not None:
                     lib.wasmtime_context_set_fuel(handle.context, self._fuel)
-                self._references = References(handle, self)
-                handle.detour = not self.direct or self._sync_deadline_seconds is not None
+                if self._sync_deadline_seconds is not None or not self.direct:
+                    handle.detour = True
                 self._native = handle
         assert self._native is not None
         return self._native
@@ -345,12 +400,6 @@ class Store:
         return self._native
 
     @property
-    def references(self) -> References:
-        """The store's host values; it is bound."""
-        assert self._references is not None
-        return self._references
-
-    @property
     def bound(self) -> bool:
         """Whether the native store has been made."""
         return self._native is not None
@@ -362,7 +411,7 @@ class Store:
         return not (
             self._disturbed
             or self._closed
-            or self._operations
+            or self._alive()
             or (
                 handle is not None
                 and (handle.lock.locked() or not handle.ours or _alive(handle.handed))
@@ -485,6 +534,8 @@ class Store:
 
     def _alive(self) -> list[Operation]:
         """Return the operations that are alive, oldest first."""
+        if not self.__dict__.get("_operations"):  # for which looking into it costs too much
+            return []
         while True:
             try:
                 return list(self._operations)
@@ -669,6 +720,8 @@ class Store:
             return self._noticed(Interrupted("deadline", frames=text.frames), what)
         if kind is not None:
             return kind(text.message)
+        if text.is_empty_pool:
+            return RangeError(text.message)
         if "type mismatch" in text.message or "argument" in text.message:
             return TypeError(f"{what}: {text.message}")
         return self._noticed(Trap(text.message, None, text.frames), what)
@@ -724,3 +777,21 @@ def _check_seconds(seconds: float) -> None:
 # The JS API's limits at run time.
 _MAX_TABLE = 10_000_000  # entries
 _MAX_MEMORY = 1 << 34  # bytes
+
+
+def _native(limits: Limits) -> tuple[int, ...]:
+    """Return *limits* as the library takes them: -1 is unlimited."""
+    most = limits.table_elements
+    return tuple(
+        -1 if value is None else value
+        for value in (
+            _MAX_MEMORY if limits.memory_bytes is None else limits.memory_bytes,
+            _MAX_TABLE if most is None else min(most, _MAX_TABLE),
+            limits.instances,
+            limits.tables,
+            limits.memories,
+        )
+    )
+
+
+_UNLIMITED_NATIVE = _native(_UNLIMITED)
