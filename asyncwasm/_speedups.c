@@ -34,6 +34,7 @@ static struct {
                         void **);
     void (*delete)(void *);
     void (*set_deadline)(void *, uint64_t);
+    void *(*set_yielding)(void *, uint64_t);
 } api;
 
 #define NEAR 1 /* ticks; handles.py knows them too */
@@ -95,6 +96,7 @@ typedef struct {
     bool near;    /* the guest yields at the next tick */
     bool pending; /* whoever is inside has to finish the closing */
     bool quick;   /* an awaited call may begin before anybody knows about it */
+    bool yields;  /* the native store is set to yield, and insists on fibers */
     int waiting;  /* those who have to get in: nobody else does before them */
     uint64_t generation;
     PyObject *handed; /* weak reference to a fiber that waits for its operation, or NULL */
@@ -224,6 +226,7 @@ static PyMemberDef Gate_members[] = {
     {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
     {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
+    {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
     {NULL},
 };
@@ -1638,10 +1641,12 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     own->function[1] = self->function[1];
     own->guarded = gate->guarded;
     Py_INCREF(self); /* the guest may outlive every other reference */
-    if (!gate->near) {
-        gate->near = true;
-        api.set_deadline(self->context, NEAR);
+    if (!gate->yields) {
+        gate->yields = true;
+        api.set_yielding(self->context, NEAR);
     }
+    gate->near = true;
+    api.set_deadline(self->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
     gate->inside = true;
     head *previous = polled;
@@ -1758,10 +1763,10 @@ static PyTypeObject Quick_Type = {
 static PyObject *
 bind(PyObject *module, PyObject *args)
 {
-    unsigned long long unchecked, poll, call, delete, deadline;
+    unsigned long long unchecked, poll, call, delete, deadline, yielding;
     PyObject *done, *import, *yielded, *answered, *left;
-    if (!PyArg_ParseTuple(args, "KKKKKOOOOO", &unchecked, &poll, &call, &delete, &deadline, &done,
-                          &import, &yielded, &answered, &left)) {
+    if (!PyArg_ParseTuple(args, "KKKKKKOOOOO", &unchecked, &poll, &call, &delete, &deadline,
+                          &yielding, &done, &import, &yielded, &answered, &left)) {
         return NULL;
     }
     api.call_unchecked = (void *(*)(void *, const void *, void *, size_t, void **))(uintptr_t)unchecked;
@@ -1770,6 +1775,7 @@ bind(PyObject *module, PyObject *args)
                                 void **))(uintptr_t)call;
     api.delete = (void (*)(void *))(uintptr_t)delete;
     api.set_deadline = (void (*)(void *, uint64_t))(uintptr_t)deadline;
+    api.set_yielding = (void *(*)(void *, uint64_t))(uintptr_t)yielding;
     Py_XSETREF(state_done, Py_NewRef(done));
     Py_XSETREF(state_import, Py_NewRef(import));
     Py_XSETREF(state_yielded, Py_NewRef(yielded));

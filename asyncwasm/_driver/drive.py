@@ -11,7 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 import inspect
-from time import perf_counter
+from time import perf_counter, sleep
 from types import CoroutineType
 from typing import Any
 
@@ -19,7 +19,7 @@ from anyio import ClosedResourceError
 
 from .._errors import Trap
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
-from .._objects.function import ExportedFunction, Function
+from .._objects.function import ExportedFunction, Function, Shape
 from .._runtime.operation import HostCall, Operation, current
 from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
@@ -28,13 +28,16 @@ from .turns import wait_for_turn
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
 QUANTUM_SECONDS = 0.01  # on a thread, while others wait for one
+PAUSE_SECONDS = 0.0002  # outside, for those who wait to look at something in the store
+LENGTHY = 3  # calls in a row that were over soon, until a function does not count as lengthy
 
 
 async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     """Call *function* on a fiber, and return its result."""
     if not at_ease():
         await checkpoint_if_cancelled()
-    outcome = function._quick(arguments)
+    shape = function._shape
+    outcome = NotImplemented if shape.lengthy else function._quick(arguments)
     if outcome is NotImplemented:
         operation = function._operation(arguments)
         await wait_for_turn(operation.store.engine.ticker.clock)
@@ -43,7 +46,7 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         del outcome
     else:
         return outcome
-    return await _drive(operation)
+    return await _drive(operation, shape)
 
 
 async def call_host(function: Function, arguments: tuple[Any, ...]) -> Any:
@@ -64,7 +67,7 @@ async def drive(operation: Operation) -> Any:
     return await _drive(operation)
 
 
-async def _drive(operation: Operation) -> Any:
+async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
     ticker = operation.store.engine.ticker
     now, clock = ticker.now, ticker.clock
     state: State | tuple[Any, ...] | None = None
@@ -73,9 +76,17 @@ async def _drive(operation: Operation) -> Any:
             await _wait_for_turn(operation)
         started = now()
         slices = 0
-        state = operation.advance(SLICE_SECONDS)
-        if state is not DONE:
+        if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
             operation.loop = closable_loop()
+            state = await _poll_on_thread(operation)
+            # What was over within a slice was lengthy once, and may not be any more.
+            shape.lengthy += 1 if now() - started > SLICE_SECONDS else -1
+            shape.lengthy = min(shape.lengthy, LENGTHY)
+            started = now()
+        else:
+            state = operation.advance(SLICE_SECONDS)
+            if state is not DONE:
+                operation.loop = closable_loop()
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if state is IMPORT:
@@ -95,6 +106,8 @@ async def _drive(operation: Operation) -> Any:
             elif now() - started >= SLICE_SECONDS:
                 slices += 1
                 if (slices > INLINE_SLICES or clock.streak(True)) and _may_move(operation):
+                    if shape is not None and not shape.lengthy:
+                        shape.lengthy = 1
                     state = await _poll_on_thread(operation)
                     started = now()
                     slices = 0
@@ -187,7 +200,7 @@ async def _wait_for_children(operation: Operation) -> None:
 
 async def _poll_on_thread(operation: Operation) -> State:
     """Poll on a worker thread until the guest is done or asks for something."""
-    engine = operation.store.engine
+    engine, handle = operation.store.engine, operation.store.handle
     signal: AsyncioSignal | TrioSignal = new_signal()
     stop = False
     failure: BaseException | None = None
@@ -204,6 +217,9 @@ async def _poll_on_thread(operation: Operation) -> State:
                 state = operation.poll()
                 if state is not YIELDED:
                     break
+                if handle.awaited:
+                    handle.awaited = False
+                    sleep(PAUSE_SECONDS)
                 if perf_counter() - started > QUANTUM_SECONDS and engine.runners.waiting:
                     if submit():
                         return

@@ -34,6 +34,7 @@ def bind() -> None:
         lib.address("wasmtime_func_call_async"),
         lib.address("wasmtime_call_future_delete"),
         lib.address("wasmtime_context_set_epoch_deadline"),
+        lib.address("wasmtime_context_epoch_deadline_async_yield_and_update"),
         DONE,
         IMPORT,
         YIELDED,

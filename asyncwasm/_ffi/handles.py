@@ -72,7 +72,17 @@ NEAR = 1
 class _PureGate:
     """Who is inside of a store, and what those who want in have to know."""
 
-    __slots__ = ("closing", "detour", "guarded", "handed", "lock", "near", "pending", "quick")
+    __slots__ = (
+        "closing",
+        "detour",
+        "guarded",
+        "handed",
+        "lock",
+        "near",
+        "pending",
+        "quick",
+        "yields",
+    )
 
     def __init__(self) -> None:
         self.lock: Any = threading.Lock()
@@ -80,6 +90,7 @@ class _PureGate:
         self.detour = False  # a direct call must look closer before it enters
         self.guarded = False  # guests of the store can hold references
         self.pending = False  # whoever is inside has to finish the closing
+        self.yields = False  # the native store is set to yield, and insists on fibers
         self.near = False  # the guest yields at the next tick
         self.quick = False  # an awaited call may begin before anybody knows about it
         self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
@@ -109,17 +120,21 @@ class StoreHandle(Gate):
         "__weakref__",
         "_generation",
         "_views",
+        "awaited",
         "context",
         "engine",
         "futures",
         "open",
         "pointer",
+        "waits",
     )
 
     def __init__(self, engine: Handle, ticks: int, limits: Sequence[int]) -> None:
         """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         super().__init__()
         self.open = True
+        self.awaited = False  # somebody waits until the guest that runs on a thread is outside
+        self.waits = False  # guests may wait inside, for each other
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
         self._views = 0

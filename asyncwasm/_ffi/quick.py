@@ -162,6 +162,7 @@ def _pure_quick_call(
         nonlocal set_at
         if (
             not handle.quick
+            or lock.locked()
             or clock.parked
             or clock.manual
             or len(arguments) != given
@@ -183,6 +184,9 @@ def _pure_quick_call(
         with lock:
             if not handle.quick or not handle.open:
                 return NotImplemented
+            if not handle.yields:
+                handle.yields = True
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
             if not handle.near or clock.ticks != set_at:
                 set_at = clock.ticks
                 handle.set_deadline(NEAR)

@@ -80,7 +80,7 @@ def host_function(
 class Shape:
     """What all functions of one type have in common; worth keeping where many are made."""
 
-    __slots__ = ("concrete", "direct", "parameters", "refused", "results", "type")
+    __slots__ = ("concrete", "direct", "lengthy", "parameters", "refused", "results", "type")
 
     def __init__(self, type: FunctionType, concrete: Sequence[int] = ()) -> None:
         self.type = type
@@ -89,6 +89,7 @@ class Shape:
         self.parameters: Row = row(type.parameters)
         self.results: Row = row(type.results)
         self.direct = self.parameters.numeric and self.results.numeric
+        self.lengthy = 0  # above it while awaited calls of the function take long
 
 
 class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  # may be in C
@@ -111,6 +112,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         "_quick",
         "_refused",
         "_results",
+        "_shape",
         "_store",
         "_type",
     )
@@ -157,6 +159,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         return self
 
     def _setup(self, shape: Shape, name: str) -> None:
+        self._shape = shape
         self._type = shape.type
         self._name = name
         self._refused = shape.refused
@@ -283,7 +286,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 raise wrong_count(len(arguments), self._type, self._name)
             values = self._parameters.converted(arguments)
             store.check_turn()
-            with store.entered():
+            with store.entered(to_call=True):
                 handle = store.opened()
                 try:
                     store.prepare_direct()

@@ -8,7 +8,7 @@ from .._binary import ModuleInfo, defined_memories
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._reader import Binary
-from .._types import PAGE_BYTES
+from .._types import PAGE_BYTES, MemoryType
 from .._writer import rename_imports
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Artifact:
         "engine",
         "exports",
         "holds_references",
+        "imports_shared_memory",
         "info",
         "kinds",
         "links",
@@ -85,6 +86,9 @@ class Artifact:
         self._optimized = Variant(False, False, pooled)
         self._fueled = Variant(False, True, pooled)
         self._shared_bytes: int | None = None
+        self.imports_shared_memory = any(
+            isinstance(each.type, MemoryType) and each.type.shared for each in info.imports
+        )
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
 
     @property
@@ -94,6 +98,11 @@ class Artifact:
             pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
             self._shared_bytes = max(pages, default=0) * PAGE_BYTES
         return self._shared_bytes
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether guests can wait for each other at a shared memory, in which they do not yield."""
+        return self.imports_shared_memory or self.shared_bytes > 0
 
     @property
     def binary(self) -> bytes:

@@ -37,8 +37,7 @@ def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]
     native = artifact.native(store.variant)
     with store.entered():
         handle = store.opened()
-        if artifact.holds_references:
-            handle.guarded = True
+        store.admit(artifact)
         error, trap, instance = instantiate_directly(handle, native, ())
     if handle.pending:
         handle.close()
@@ -86,8 +85,7 @@ class Instantiation(Operation):
         self._instance = b""
         self.found_pool_empty = False
         self._started = perf_counter()
-        if artifact.holds_references:
-            store.handle.guarded = True
+        store.admit(artifact)
 
     def poll(self) -> State:
         store = self.store

@@ -218,7 +218,6 @@ class Store:
         self.pooled = False  # whether its memory comes from the engine's pool, if there is one
         self._bind_lock = threading.RLock()
         self._python_tag: Extern | None = None
-        self._asynchronous = False
         self._stride = NEAR
         self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
         self._raised = False  # whether a Python exception has come out of a guest
@@ -383,6 +382,7 @@ class Store:
                     lib.wasmtime_context_set_fuel(handle.context, self._fuel)
                 if self._sync_deadline_seconds is not None or not self.direct:
                     handle.detour = True
+                handle.quick = True
                 self._native = handle
         assert self._native is not None
         return self._native
@@ -436,15 +436,37 @@ class Store:
             raise self.unavailable(operation)
         return handle
 
-    def entered(self, operation: Operation | None = None) -> AbstractContextManager[Any]:
+    def entered(
+        self, operation: Operation | None = None, *, to_call: bool = False
+    ) -> AbstractContextManager[Any]:
         """
         Return the native store's lock, to be taken at once; then look at `opened`.
 
         The lock itself, and no context manager of ours: a signal handler that raises could come
         between the manager's taking it and the block that would let go of it.
+
+        While a guest of the store runs on a thread the lock is free between two of its slices:
+        unless it is *to_call* another guest, that is waited for.
         """
-        lock: AbstractContextManager[Any] = self.ready(operation).lock
+        handle = self._native
+        if (
+            handle is not None
+            and not to_call
+            and handle.lock.locked()
+            and self._yields_soon(handle)
+            and not self._closed
+            and handle.ours
+        ):
+            handle.awaited = True
+            lock: AbstractContextManager[Any] = handle.lock
+            return lock
+        lock = self.ready(operation).lock
         return lock
+
+    def _yields_soon(self, handle: StoreHandle) -> bool:
+        """Return whether the guest that is inside will be outside for a moment after the next tick."""
+        clock = self.engine.ticker.clock
+        return handle.near and not (handle.waits or clock.manual or clock.parked)
 
     def opened(self, operation: Operation | None = None) -> StoreHandle:
         """Return the native store; the caller has its lock."""
@@ -452,6 +474,15 @@ class Store:
         if handle is None or not handle.open:
             raise self.unavailable(operation)
         return handle
+
+    def admit(self, artifact: Artifact) -> None:
+        """Prepare for what guests of *artifact* can do. Before they are instantiated."""
+        handle = self.handle
+        if artifact.holds_references:
+            handle.guarded = True
+            handle.quick = False
+        if artifact.shares_memory:
+            handle.waits = True
 
     def allocate(self, action: Callable[[StoreHandle], T]) -> T:
         """Enter the native store and run *action*, which may make references there."""
@@ -549,8 +580,7 @@ class Store:
         if handle is not None and not self._operations and not self._closed:
             handle.detour = not self.direct or self._sync_deadline_seconds is not None
             handle.quick = (
-                self._asynchronous
-                and self._stride == NEAR
+                self._stride == NEAR
                 and not handle.guarded
                 and (speedups is not None or not self.hosts)
             )
@@ -561,8 +591,8 @@ class Store:
         """Set the clock so that the guest yields at the next tick. The caller is inside."""
         handle = self._native
         assert handle is not None
-        if not self._asynchronous:
-            self._asynchronous = True
+        if not handle.yields:
+            handle.yields = True
             lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
         if not handle.near:
             handle.set_deadline(NEAR)
@@ -617,7 +647,8 @@ class Store:
     @property
     def asynchronous(self) -> bool:
         """Whether the native store insists on fibers."""
-        return self._asynchronous or bool(self.hosts) or self._scope is not None
+        yields = self._native is not None and self._native.yields
+        return yields or bool(self.hosts) or self._scope is not None
 
     def drop_fiber(self, fiber: Fiber, values: tuple[int, int] | None) -> None:
         """Unwind and free a fiber, and the roots it was given."""
@@ -647,7 +678,8 @@ class Store:
             plain_host(host.callable, host.parameters, host.results, host.suspending)
         )
         self.handle.detour = True
-        self.handle.quick = False  # until an operation has found out whether it may be
+        if speedups is None:
+            self.handle.quick = False
         return len(self.hosts) - 1
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
