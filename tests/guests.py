@@ -104,6 +104,11 @@ class Offload:
         self._started = threading.Event()
         self.threads: set[int] = set()
 
+    @property
+    def submitted(self) -> bool:
+        """Whether a guest is to be moved."""
+        return self._submitted.is_set()
+
     async def happened(self) -> None:
         """Wait until a worker thread has taken a guest over."""
         await self._submitted.wait()

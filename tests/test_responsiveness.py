@@ -21,7 +21,7 @@ import asyncwasm as aw
 
 from .guests import guest, not_measured, until, watching_offload
 from .jsapi.helpers import leb128, section, vector
-from .support import instance
+from .support import SPIN, instance
 
 pytestmark = [pytest.mark.slow, not_measured]
 every_loop = pytest.mark.every_loop
@@ -230,3 +230,56 @@ async def test_heart_beats_while_a_guest_waits_on_a_shared_memory() -> None:
         during = heart.beats - before
 
     assert during >= 10
+
+
+@every_loop
+async def test_objects_of_a_store_can_be_used_while_its_guest_runs_on_a_thread() -> None:
+    """Where a guest runs is not for the caller to know, so it makes no difference."""
+    made = instance("""(module
+      (memory (export "memory") 1 3) (table (export "table") 2 funcref)
+      (global (export "global") (mut i32) (i32.const 5))
+      (func (export "plain") (result i32) (i32.const 2))
+      (func (export "until") (loop (br_if 0 (i32.eqz (i32.load8_u (i32.const 0)))))))""")
+    exports = made.exports
+    with watching_offload(made.store.engine) as offload:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(exports.until.call_async())
+            await offload.happened()
+            for turn in range(20):
+                exports["global"].value = turn
+                assert exports["global"].value == turn
+                exports.table.set(0, exports.plain)
+                assert exports.table.get(0) is exports.plain
+                with pytest.raises(anyio.BusyResourceError):
+                    exports.plain()
+                await asyncio.sleep(0)
+            assert exports.memory.grow(1) == 1
+            assert not running.done()
+            exports.memory.write(0, b"\1")
+
+    assert exports.plain() == 2
+
+
+@every_loop
+async def test_function_that_takes_long_goes_to_a_thread_at_once() -> None:
+    made = instance(SPIN)
+    await made.exports.work.call_async(30_000_000)
+
+    with watching_offload(made.store.engine) as offload:
+        call = asyncio.ensure_future(made.exports.work.call_async(30_000_000))
+        await asyncio.sleep(0)
+        assert offload.submitted
+        await call
+
+
+@every_loop
+async def test_function_that_is_short_again_comes_back_to_the_loop() -> None:
+    made = instance(SPIN)
+    await made.exports.work.call_async(30_000_000)
+    for _ in range(10):
+        await made.exports.work.call_async(1)
+
+    with watching_offload(made.store.engine) as offload:
+        for _ in range(10):
+            await made.exports.work.call_async(1)
+        assert not offload.submitted

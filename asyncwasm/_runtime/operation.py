@@ -88,7 +88,7 @@ class Lane:
         self.lock: Any = threading.RLock() if owner is None else owner.store.root.lock
         self._current: weakref.ref[Operation] | None = None
         self._leaving: Operation | None = None  # the owner, once it waits for those here to end
-        self.waiting: deque[tuple[Operation, Waiter]] = deque()
+        self.waiting: Sequence[tuple[Operation, Waiter]] = ()  # a deque as soon as somebody does
 
     @property
     def owner(self) -> Operation | None:
@@ -108,6 +108,8 @@ class Lane:
                 self._current = weakref.ref(operation, self._forsaken)
                 return True
             if waiter is not None:
+                if not isinstance(self.waiting, deque):
+                    self.waiting = deque()
                 self.waiting.append((operation, waiter))
             return False
 
@@ -122,7 +124,7 @@ class Lane:
         """Take *operation* out of the line."""
         with self.lock:
             for entry in self.waiting:
-                if entry[0] is operation:
+                if entry[0] is operation and isinstance(self.waiting, deque):
                     self.waiting.remove(entry)
                     return
 
@@ -130,7 +132,7 @@ class Lane:
         """Hand the room to the next in line."""
         while True:
             with self.lock:
-                if not self.waiting:
+                if not (self.waiting and isinstance(self.waiting, deque)):
                     self._current = None
                     leaving, self._leaving = self._leaving, None
                     break
@@ -147,7 +149,7 @@ class Lane:
     def dismiss(self) -> None:
         """Wake those who wait, none of whom gets the room: the store has been closed."""
         with self.lock:
-            waiting, self.waiting = self.waiting, deque()
+            waiting, self.waiting = self.waiting, ()
         for _, waiter in waiting:
             waiter.wake()
 
