@@ -1605,15 +1605,17 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     Quick *self = (Quick *)callable;
     Gate *gate = self->gate;
     Clock *clock = self->clock;
-    if (PyVectorcall_NARGS(flags) != 1 || !PyTuple_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "expected a tuple");
+    Py_ssize_t passed = PyVectorcall_NARGS(flags);
+    if (passed < 1 || passed > 2 || !PyTuple_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "expected a tuple, and whether the call is awaited");
         return NULL;
     }
     PyObject *given = args[0];
+    bool awaited = passed == 1 || args[1] != Py_False;
     Py_ssize_t count = PyTuple_GET_SIZE(given);
     if (!gate->quick || gate->inside || gate->waiting || gate->closing ||
         gate->generation != generation || clock->parked || clock->manual ||
-        count != self->parameters || in_streak(clock, false)) {
+        count != self->parameters || (awaited && in_streak(clock, false))) {
         Py_RETURN_NOTIMPLEMENTED;
     }
     PyObject *result = NULL,
@@ -1660,7 +1662,9 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     }
     PyEval_RestoreThread(thread);
     polled = previous;
-    turn.last = clock->ticks;
+    if (awaited) {
+        turn.last = clock->ticks;
+    }
     if (!done) {
         result = Quick_hand_over(self, memory);
     }

@@ -3,8 +3,8 @@ The quick way into an awaited call: its first slice, before anything is set up a
 
 Most calls are over within it. Those that are not go on as an operation, with their fiber.
 
-Rule 1: only functions whose values are numbers and vectors, in a store where nothing is alive
-and whose guests hold no references, so that nobody else has to know about the call yet.
+Rule 1: only functions whose values are numbers and vectors, in a store where nothing is alive,
+so that nobody else has to know about the call yet.
 Rule 2: a fiber that has been handed over is alone in its store: `StoreHandle.handed` refers to
 it until its operation has the room, or it is dropped.
 Rule 3: in pure Python only in stores without host functions, because of rule 2 in fiber.py.
@@ -77,10 +77,10 @@ class PureClock:
 
 Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock
 
-Quick = Callable[[tuple[Any, ...]], Any]
+Quick = Callable[..., Any]
 
 
-def not_quick(arguments: tuple[Any, ...]) -> Any:
+def not_quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
     """Stand in for a function that cannot be called the quick way."""
     return NotImplemented
 
@@ -96,8 +96,9 @@ def quick_call(
     """
     Return a callable that runs the first slice of a call of *function*.
 
-    It takes a tuple of arguments, and returns the call's result; NotImplemented if the call
-    has to be made the long way, and nothing has happened; or a Fiber, if it is not over.
+    It takes a tuple of arguments and whether the call is awaited, and returns the call's result;
+    NotImplemented if the call has to be made the long way, and nothing has happened; or a Fiber,
+    if it is not over.
     *failed* makes the exception of an error and a trap pointer.
     """
     if speedups is not None:
@@ -158,7 +159,7 @@ def _pure_quick_call(
 
     set_at = -1  # at what tick the deadline was set
 
-    def quick(arguments: tuple[Any, ...]) -> Any:
+    def quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
         nonlocal set_at
         if (
             not handle.quick
@@ -167,7 +168,7 @@ def _pure_quick_call(
             or clock.manual
             or len(arguments) != given
             or not exact(map(type, arguments))
-            or clock.streak()
+            or (awaited and clock.streak())
         ):
             return NotImplemented
         try:
@@ -200,7 +201,8 @@ def _pure_quick_call(
             except BaseException:
                 fiber.own(future)
                 raise
-            _turn.last = clock.ticks
+            if awaited:
+                _turn.last = clock.ticks
             if done:
                 delete(future_at)
             else:

@@ -170,7 +170,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     def _go_around(self, *arguments: Any) -> Any:
         return self._detour(arguments)
 
-    def _first_quick(self, arguments: tuple[Any, ...]) -> Any:
+    def _first_quick(self, arguments: tuple[Any, ...], awaited: bool = True) -> Any:
         # Made when it is first wanted: many functions are never awaited.
         store = self._store
         assert store is not None and self._extern is not None
@@ -182,7 +182,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
             store.engine.ticker.clock,
             self._failed,
         )
-        return self._quick(arguments)
+        return self._quick(arguments, awaited)
 
     def _store_closed(self) -> None:
         # What it was called through refers to the function: without it there is no cycle, and
@@ -280,7 +280,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         store = self._store
         assert store is not None and self._extern is not None
         if not (self._parameters.numeric and self._results.numeric and store.direct):
-            value = run(self._operation(arguments))
+            value = self._run(arguments)
         else:
             if len(arguments) != len(self._parameters.types):
                 raise wrong_count(len(arguments), self._type, self._name)
@@ -302,6 +302,17 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         if seconds > guard.BLOCKING_SECONDS:
             self._held(seconds)
         return value
+
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
+        """Call on a fiber, and wait for its end."""
+        assert self._store is not None
+        if self._store.sync_deadline_seconds is None:
+            outcome = self._quick(arguments, False)
+            if outcome.__class__ is Fiber:
+                return run(self._operation(arguments, outcome))
+            if outcome is not NotImplemented:
+                return outcome
+        return run(self._operation(arguments))
 
     def _failed(self, error: int, trap: int) -> BaseException:
         assert self._store is not None

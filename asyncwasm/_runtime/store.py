@@ -480,7 +480,6 @@ class Store:
         handle = self.handle
         if artifact.holds_references:
             handle.guarded = True
-            handle.quick = False
         if artifact.shares_memory:
             handle.waits = True
 
@@ -504,7 +503,12 @@ class Store:
             for each in self._alive()
             if each is not newest and each.fiber is not None and each.fiber.future
         ]
-        if not handle.guarded or not suspended:
+        if not handle.guarded:
+            action()
+            return
+        if not suspended:
+            if _alive(handle.handed):  # on another thread, and nobody polls it right now
+                raise anyio.BusyResourceError("making a reference while a guest runs in this store")
             action()
             return
         innermost = suspended[-1]
@@ -579,11 +583,7 @@ class Store:
         handle = self._native
         if handle is not None and not self._operations and not self._closed:
             handle.detour = not self.direct or self._sync_deadline_seconds is not None
-            handle.quick = (
-                self._stride == NEAR
-                and not handle.guarded
-                and (speedups is not None or not self.hosts)
-            )
+            handle.quick = self._stride == NEAR and (speedups is not None or not self.hosts)
         if pending_drops():
             drain()
 
