@@ -17,10 +17,6 @@ from anyio import lowlevel
 
 _BACKEND = "anyio._backends._asyncio"
 
-_current_task: Any = None
-_sleep: Any = None
-_records: Any = None  # looks the record of a task up by a weak reference to it
-
 
 def at_ease() -> bool:
     """Return whether the caller is a task of asyncio, with no cancel scope of anyio around it."""
@@ -33,24 +29,33 @@ def at_ease() -> bool:
     except (RuntimeError, AttributeError):  # no loop of asyncio runs, or anyio has changed
         return False
     except TypeError:
-        return _look_up()
+        if _current_task is not None or not _find_asyncio():
+            return False
+        return at_ease()
 
 
-def _look_up() -> bool:
-    global _current_task, _records, _sleep
+def _find_asyncio() -> bool:
+    global _current_task, _sleep
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
         return False
-    _sleep = asyncio.sleep
+    _current_task, _sleep = asyncio.current_task, asyncio.sleep
+    return True
+
+
+def _find_record(task: weakref.ref[Any]) -> Any:
+    """Return None while the backend has not been loaded: then there is no cancel scope either."""
+    global _records
     backend = sys.modules.get(_BACKEND)
-    if backend is None:  # then there is no cancel scope either
-        return asyncio.current_task() is not None
-    states: Any = getattr(backend, "_task_states", None)
-    if isinstance(states, weakref.WeakKeyDictionary):
-        _records = cast(Any, states).data.get
-        _current_task = asyncio.current_task
-        return at_ease()
-    return False
+    if backend is None:
+        return None
+    _records = cast(Any, backend)._task_states.data.get
+    return _records(task)
+
+
+_current_task: Any = None
+_sleep: Any = None
+_records: Any = _find_record  # looks the record of a task up by a weak reference to it
 
 
 async def checkpoint() -> None:

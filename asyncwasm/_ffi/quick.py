@@ -16,7 +16,7 @@ import ctypes
 import struct
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .accelerator import speedups
@@ -25,6 +25,7 @@ from .direct import plain
 from .fiber import ARGUMENTS, ERROR, TRAP, Fiber
 from .handles import NEAR, StoreHandle
 from .library import lib
+from .references import References, unroot
 
 _STREAK_TICKS = 2
 
@@ -220,4 +221,71 @@ def _pure_quick_call(
         return values[0] if single else values or None
 
     quick.keepalive = raw  # type: ignore[attr-defined]
+    return quick
+
+
+def quick_reference_call(
+    handle: StoreHandle,
+    function: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    concrete: Sequence[int],
+    clock: PureClock,
+    failed: Callable[[int, int], BaseException],
+    references: References,
+) -> Quick:
+    """Return what `quick_call` does, for a function with references among its values."""
+    given, wanted = len(parameters.types), len(results.types)
+    payload = VAL_BYTES * (given + wanted)
+    results_at = ARGUMENTS + VAL_BYTES * given
+    lock = handle.lock
+
+    def quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
+        if (
+            not handle.quick
+            or lock.locked()
+            or clock.parked
+            or clock.manual
+            or len(arguments) != given
+            or (awaited and clock.streak())
+        ):
+            return NotImplemented
+        prepared = references.prepare_row(parameters, arguments, concrete)
+        fiber = Fiber(handle, payload)
+        at = fiber.address
+        values: tuple[Any, ...] = ()
+        trap = error = 0
+        with lock:
+            if not handle.quick or not handle.open:
+                return NotImplemented
+            try:
+                references.write_row(parameters, at + ARGUMENTS, prepared, concrete)
+            except BaseException:
+                unroot(at + ARGUMENTS, given)
+                raise
+            if not handle.yields:
+                handle.yields = True
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+            handle.set_deadline(NEAR)
+            clock.needed = True
+            fiber.start_call(function, given, wanted)
+            done = fiber.poll(speedups is not None)
+            if done:
+                trap, error = fiber.outcome()
+                if not (trap or error):
+                    values = references.read_row(wanted, at + results_at)
+                fiber.delete()
+                unroot(at + ARGUMENTS, given + wanted)
+            else:
+                handle.handed = weakref.ref(fiber)
+        if handle.pending:
+            handle.close()
+        if awaited:
+            clock.streak(True)
+        if not done:
+            return fiber
+        if trap or error:
+            raise failed(error, trap)
+        return values[0] if wanted == 1 else values or None
+
     return quick

@@ -17,6 +17,7 @@ import struct
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 from .._types import ValueType
@@ -98,6 +99,9 @@ class Family:
             self.kind = KIND_ANY
 
 
+_family = lru_cache(maxsize=4096)(Family)
+
+
 def _refuse(family: Family, value: object, hint: str = "") -> TypeError:
     return TypeError(f"expected {_EXPECTED[family.kind]} for {family.type}, got {value!r}{hint}")
 
@@ -135,7 +139,7 @@ class References:
         """
         if type in NUMBERS:
             return NUMBERS[type](value)
-        family = Family(type, concrete_kind)
+        family = _family(type, concrete_kind)
         kind, heap = family.kind, family.heap
         if kind == KIND_EXN:
             raise _refuse(family, value)
@@ -170,7 +174,7 @@ class References:
             ctypes.c_uint8.from_address(address).value = KINDS[type]
             _write_number(type, address + PAYLOAD, prepared)
             return
-        kind = Family(type, concrete_kind).kind
+        kind = _family(type, concrete_kind).kind
         ctypes.c_uint8.from_address(address).value = kind
         payload = address + PAYLOAD
         ctypes.memset(payload, 0, 24)
@@ -327,6 +331,7 @@ class _HostValue:
         self.value = value
 
 
+@cache
 def _finalizer() -> int:
     return ctypes.cast(_FINALIZER, ctypes.c_void_p).value or 0
 

@@ -17,7 +17,7 @@ from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
 from .._ffi.direct import Called, call_prepared, direct_call
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
-from .._ffi.quick import not_quick, quick_call
+from .._ffi.quick import not_quick, quick_call, quick_reference_call
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
@@ -152,10 +152,9 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
                 self._held,
                 guard.BLOCKING_SECONDS,
             )
-            self._quick = self._first_quick
         else:
             self._direct = self._go_around
-            self._quick = not_quick
+        self._quick = not_quick if shape.refused else self._first_quick
         return self
 
     def _setup(self, shape: Shape, name: str) -> None:
@@ -174,14 +173,21 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         # Made when it is first wanted: many functions are never awaited.
         store = self._store
         assert store is not None and self._extern is not None
-        self._quick = quick_call(
-            store.handle,
-            self._extern.raw,
-            self._parameters,
-            self._results,
-            store.engine.ticker.clock,
-            self._failed,
-        )
+        raw, parameters, results = self._extern.raw, self._parameters, self._results
+        clock = store.engine.ticker.clock
+        if self._shape.direct:
+            self._quick = quick_call(store.handle, raw, parameters, results, clock, self._failed)
+        else:
+            self._quick = quick_reference_call(
+                store.handle,
+                raw,
+                parameters,
+                results,
+                self._concrete,
+                clock,
+                self._failed,
+                store.references,
+            )
         return self._quick(arguments, awaited)
 
     def _store_closed(self) -> None:
