@@ -694,15 +694,26 @@ def test_cancelled_instantiation_makes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: aw.EngineConfig(), lambda: aw.EngineConfig(pooling=True)],
+    [
+        lambda: aw.EngineConfig(compile_threads=1),
+        lambda: aw.EngineConfig(compile_threads=1, pooling=True),
+    ],
     ids=["instance pool", "engine"],
 )
 def test_cancelled_while_code_is_loaded_into_the_pool(make: Callable[[], aw.EngineConfig]) -> None:
     """The place is free again, and whoever comes next gets the code."""
-    module = aw.Module(wasm(MEMORY), engine=aw.Engine(make()))
+    engine = aw.Engine(make())
+    module = aw.Module(wasm(MEMORY), engine=engine)
+    loading, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        loading.set()
+        released.wait()
 
     async def main() -> None:
         async with aw.InstancePool(module, max_instances=1) as pool:
+            engine.compilers.submit(hold)
+            assert loading.wait(30)
             async with anyio.create_task_group() as group:
 
                 async def use() -> None:
@@ -714,6 +725,7 @@ def test_cancelled_while_code_is_loaded_into_the_pool(make: Callable[[], aw.Engi
                 assert pool.statistics().in_use == 1
                 group.cancel_scope.cancel()
             assert pool.statistics().in_use == 0
+            released.set()
             async with pool.acquire() as instance:
                 assert is_pooled(instance)
                 assert instance.exports.f() == 3

@@ -232,6 +232,8 @@ class Operation:
         """End the operation, and those that run on top of it; return whether none is in the way."""
         if self._children is not None and self._children.clear() is not None:
             return False
+        if self.lane is None:  # it has ended meanwhile, on another thread, and its loop after it
+            return True
         self.interrupt("closed")
         try:
             self.mourn()
