@@ -9,8 +9,6 @@ to one file, which ``python -m benchmarks.report`` turns into the tables of
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -33,16 +31,6 @@ SUBJECTS = (
     "http",
     "peers",
 )
-
-
-def there(subject: str) -> bool:
-    """Return whether there is a benchmark of that name."""
-    return importlib.util.find_spec(f"benchmarks.{subject}") is not None
-
-
-def measured_our_way(subject: str) -> bool:
-    """Return whether a benchmark yields figures; else it only prints."""
-    return hasattr(importlib.import_module(f"benchmarks.{subject}"), "run_alone")
 
 
 def passed_on(arguments: argparse.Namespace) -> list[str]:
@@ -75,13 +63,9 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory() as directory:
         for subject in wanted:
-            if not there(subject):
-                print(f"\n{subject}: there is no such benchmark")
-                continue
             file = Path(directory) / f"{subject}.json"
-            command = [sys.executable, "-m", f"benchmarks.{subject}"]
-            if measured_our_way(subject):
-                command += ["--json", str(file), *passed_on(arguments)]
+            command = [sys.executable, "-m", "benchmarks._subject", subject]
+            command += ["--json", str(file), *passed_on(arguments)]
             done = subprocess.run(command, cwd=ROOT, check=False)
             if done.returncode:
                 print(f"{subject}: failed with exit status {done.returncode}", flush=True)

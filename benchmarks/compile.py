@@ -21,12 +21,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ._corpus import Entry, corpus
+from ._measure import WASMTIME, Figure, Options
 
 NODE = """
 const bytes = require("fs").readFileSync(process.argv[1]);
@@ -199,13 +200,13 @@ def show_all(rows: dict[str, dict[str, Any]]) -> None:
 def plot(rows: Sequence[dict[str, Any]], stem: Path) -> None:
     """Write a plot of the table as SVG and as PNG."""
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure as plots
     except ImportError:
         raise SystemExit(
             "the plot needs matplotlib: python -m pip install 'asyncwasm[bench]'"
         ) from None
     rows = sorted(rows, key=lambda row: int(row["size_bytes"]))
-    figure = Figure(figsize=(11, 1.5 + 0.6 * len(rows)), layout="constrained")
+    figure = plots.Figure(figsize=(11, 1.5 + 0.6 * len(rows)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(COLUMNS)
     for index, (column, label) in enumerate(COLUMNS.items()):
@@ -226,6 +227,68 @@ def plot(rows: Sequence[dict[str, Any]], stem: Path) -> None:
     for ending in (".svg", ".png"):
         figure.savefig(stem.with_suffix(ending), dpi=150)
         print(f"wrote {stem.with_suffix(ending)}")
+
+
+def figures(
+    rows: Sequence[dict[str, Any]], together: dict[str, dict[str, Any]]
+) -> Iterator[Figure]:
+    """Yield what the suite shows of the tables."""
+    for row in rows:
+        name = f"{row['name']} ({row['size_bytes'] / 1e6:.2f} MB)"
+        for what, ours, other, theirs in (
+            ("cold, until it can be used", "cold", WASMTIME, "wasmtime_py"),
+            ("warm from a path", "path", "Node, compiling", "node"),
+            ("warm from bytes", "bytes", "Node, compiling", "node"),
+        ):
+            mine, beside = _seconds(row[ours]), _seconds(row[theirs])
+            measured = float("inf") not in (mine, beside)
+            yield Figure(
+                name=f"{name}: {what}",
+                unit="ms",
+                ours=None if mine == float("inf") else mine * 1000,
+                other=other,
+                theirs=None if beside == float("inf") else beside * 1000,
+                ratio=beside / mine if measured else None,
+                note="" if measured else "could not be measured on both sides",
+            )
+    reading = _seconds(together["read and hash"])
+    for name, row in together.items():
+        seconds = _seconds(row)
+        yield Figure(
+            name=f"load_many: {name}",
+            unit="ms",
+            ours=seconds * 1000,
+            other="reading and hashing the files",
+            theirs=reading * 1000,
+            ratio=reading / seconds,
+            note=f"peak {row['peak'] / 1e6:,.0f} MB" if row.get("peak") else "",
+        )
+
+
+def measure(options: Options) -> Iterator[Figure]:
+    """Yield the figures of all modules; of the largest only, if it has to be quick."""
+    import platformdirs
+
+    directory = options.directory or platformdirs.user_cache_path("asyncwasm-benchmarks")
+    entries = corpus(directory, only="esbuild" if options.quick else None, limit=None)
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(Path(temporary), 3 if options.quick else 5)
+        bench.once("import")  # writes the bytecode
+        imports = bench.median("import")
+        yield Figure(
+            name="import asyncwasm, beyond anyio",
+            unit="ms",
+            ours=imports["asyncwasm"] * 1000,
+            other="import anyio",
+            theirs=imports["anyio"] * 1000,
+            ratio=imports["anyio"] / imports["asyncwasm"],
+            at_most=30.0,
+        )
+        rows = [one(bench, entry) for entry in entries]
+        usable = [
+            entry.path for entry, row in zip(entries, rows, strict=True) if "compile" in row["cold"]
+        ]
+        yield from figures(rows, all_at_once(bench, usable))
 
 
 def main() -> None:

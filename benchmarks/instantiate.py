@@ -1,32 +1,26 @@
 """
 What an instance costs, against wasmtime-py and Node: ``python -m benchmarks.instantiate``.
 
-Ours and wasmtime-py's are measured in turn, several times, and the median of the ratios is
-printed: the machine's speed cancels out. ``ASYNCWASM_PURE=1`` measures without the accelerator,
-``--json FILE`` writes the figures down.
+Every line makes a store and an instance, and closes them; "called" also looks an export up and
+calls it. Node is measured in a process of its own, before the others.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Coroutine
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
 import wasmtime
 
 import asyncwasm as aw
-from asyncwasm._ffi.accelerator import speedups
+
+from ._measure import WASMTIME, AsyncAction, Figure, Options, in_turn_async, run_alone
 
 TEXT = """(module (memory (export "memory") 1) (data (i32.const 0) "asyncwasm")
   (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))"""
@@ -44,43 +38,41 @@ function round(count, call) {
   }
   return Number(process.hrtime.bigint() - started) / 1e9 / count;
 }
-const seconds = {plain: [], called: []};
+const seconds = [[], []];
 for (let i = 0; i < 7; i++) {
-  seconds.plain.push(round(1000, false));
-  seconds.called.push(round(1000, true));
+  seconds[0].push(round(1000, false));
+  seconds[1].push(round(1000, true));
 }
 console.log(JSON.stringify(seconds));
 """
-ROUNDS, COUNT = 7, 1000
-
-Measure = Callable[[], Coroutine[Any, Any, float]]
+ACQUIRED_MICROSECONDS = 15.0
 
 
-def timed(action: Callable[[], Any], count: int = COUNT) -> Measure:
-    """Return what measures *action*, in seconds."""
+def timed(action: Callable[[], object]) -> AsyncAction:
+    """Return what does *action* so often, and returns the seconds."""
 
-    async def measure() -> float:
+    async def run(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
             action()
-        return (time.perf_counter() - started) / count
+        return time.perf_counter() - started
 
-    return measure
+    return run
 
 
-def awaited(action: Callable[[], Coroutine[Any, Any, Any]], count: int = COUNT) -> Measure:
-    """Return what measures awaiting *action*, in seconds."""
+def awaited(action: Callable[[], Awaitable[object]]) -> AsyncAction:
+    """Return what awaits *action* so often, and returns the seconds."""
 
-    async def measure() -> float:
+    async def run(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
             await action()
-        return (time.perf_counter() - started) / count
+        return time.perf_counter() - started
 
-    return measure
+    return run
 
 
-def peers(text: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def peer(text: str) -> tuple[AsyncAction, AsyncAction]:
     """Return what makes an instance of wasmtime-py's, and what calls it, too."""
     engine = wasmtime.Engine()
     module = wasmtime.Module(engine, text)
@@ -95,10 +87,10 @@ def peers(text: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         store, instance = make()
         instance.exports(store)["add"](store, 1, 2)
 
-    return make, call
+    return timed(make), timed(call)
 
 
-def ours(text: str, imports: Any) -> dict[str, tuple[Measure, bool]]:
+def ours(text: str, imports: Any) -> dict[str, tuple[AsyncAction, bool]]:
     """Return ways to an instance, each with whether it is called."""
     module = aw.Module(aw.wat2wasm(text))
     pooled = aw.Module(aw.wat2wasm(text), engine=aw.Engine(aw.EngineConfig(pooling=True)))
@@ -130,92 +122,61 @@ def ours(text: str, imports: Any) -> dict[str, tuple[Measure, bool]]:
 
     return {
         "Instance()": (timed(plain), False),
-        "Instance(), call": (timed(plain_called), True),
+        "Instance(), called": (timed(plain_called), True),
         "Instance(), pooling engine": (timed(lambda: plain(pooled)), False),
-        "Instance(), pooling engine, call": (timed(lambda: plain_called(pooled)), True),
-        "await instantiate(), call_async": (awaited(instantiated), True),
+        "Instance(), pooling engine, called": (timed(lambda: plain_called(pooled)), True),
+        "await instantiate(), awaited call": (awaited(instantiated), True),
         "InstancePool.acquire()": (awaited(acquired), False),
-        "InstancePool.acquire(), call": (awaited(acquired_called), True),
-        "InstancePool.acquire(), call_async": (awaited(acquired_awaited), True),
+        "InstancePool.acquire(), called": (awaited(acquired_called), True),
+        "InstancePool.acquire(), awaited call": (awaited(acquired_awaited), True),
     }
 
 
-def node(text: str) -> dict[bool, float]:
-    """Return seconds of Node's, without and with a call; nothing where there is no Node."""
+def node(text: str) -> list[float] | None:
+    """Return seconds of Node's without and with a call; None where there is no Node."""
     program = shutil.which("node")
     if program is None:
-        return {}
+        return None
     done = subprocess.run(
         [program, "-e", NODE, aw.wat2wasm(text).hex()], capture_output=True, check=True
     )
-    found = json.loads(done.stdout)
-    return {
-        False: statistics.median(found["plain"]),
-        True: statistics.median(found["called"]),
-    }
+    return [statistics.median(each) for each in json.loads(done.stdout)]
 
 
-async def compare(text: str, imports: Any) -> list[dict[str, Any]]:
-    """Measure everything in turn; return a row for each way of ours."""
-    theirs = dict(zip((False, True), map(timed, peers(text)), strict=True))
-    node_seconds = node(text)
-    rows = []
-    for name, (measure, called) in ours(text, imports).items():
-        await measure()  # warm
-        pairs = []
-        for _ in range(ROUNDS):
-            gc.collect()
-            pairs.append((await measure(), await theirs[called]()))
-        mine = statistics.median(a for a, _ in pairs)
-        rows.append(
-            {
-                "name": name,
-                "microseconds": mine * 1e6,
-                "fastest_microseconds": min(a for a, _ in pairs) * 1e6,
-                "wasmtime_py_microseconds": statistics.median(b for _, b in pairs) * 1e6,
-                "times_faster_than_wasmtime_py": statistics.median(b / a for a, b in pairs),
-                "times_faster_than_node": node_seconds.get(called, 0) / mine or None,
-            }
-        )
-    return rows
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print *rows* as a table."""
-    print(f"\n{title:36} {'ours':>9} {'wasmtime-py':>14} {'times':>6} {'node, times':>12}")
-    for row in rows:
-        beside_node = row["times_faster_than_node"]
-        print(
-            f"{row['name']:36} {row['microseconds']:6.1f} us "
-            f"{row['wasmtime_py_microseconds']:11.1f} us "
-            f"{row['times_faster_than_wasmtime_py']:6.1f} "
-            f"{'-' if beside_node is None else format(beside_node, '.1f'):>12}"
-        )
-
-
-async def main() -> None:
-    """Measure and print everything."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    options = parser.parse_args()
-    facts = {
-        "asyncwasm": aw.__version__,
-        "wasmtime": version("wasmtime"),
-        "accelerator": speedups is not None,
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-    }
-    print("# " + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    figures = {
-        "a module without imports": await compare(TEXT, None),
-        "a module with a host function": await compare(IMPORTING, {"host": {"f": lambda x: x}}),
-    }
-    for title, rows in figures.items():
-        show(title, rows)
-    if options.json is not None:
-        options.json.write_text(json.dumps({**facts, "figures": figures}, indent=2) + "\n")
+def measure(options: Options) -> Iterator[Figure]:
+    """Yield the figures."""
+    for what, text, imports in (
+        ("no imports", TEXT, None),
+        ("a host function", IMPORTING, {"host": {"f": lambda x: x}}),
+    ):
+        theirs = peer(text)
+        beside = node(text)
+        for name, (action, called) in ours(text, imports).items():
+            anyio.run(action, 200)  # the first makes pools, and loads code into them
+            figure = Figure.pair(
+                f"{name} ({what})",
+                "us",
+                WASMTIME,
+                anyio.run(in_turn_async, action, theirs[called], options),
+                at_most=ACQUIRED_MICROSECONDS
+                if name == "InstancePool.acquire()" and imports is None
+                else None,
+            )
+            yield figure
+            if beside is None:
+                yield Figure(name=f"{name} ({what})", unit="us", note="node was not found")
+            else:
+                assert figure.ours is not None
+                microseconds = beside[called] * 1e6
+                yield Figure(
+                    name=f"{name} ({what})",
+                    unit="us",
+                    ours=figure.ours,
+                    other="Node",
+                    theirs=microseconds,
+                    ratio=microseconds / figure.ours,
+                )
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    run_alone("instantiate", measure, __doc__)
