@@ -39,7 +39,8 @@ static struct {
 
 #define NEAR 1 /* ticks; handles.py knows them too */
 #define FAR ((uint64_t)1 << 60)
-#define STREAK_TICKS 2
+#define OLD 1  /* what a streak can be, in ticks; quick.py knows them too */
+#define OVER 2
 
 static uint64_t generation; /* counts forks */
 
@@ -1479,7 +1480,7 @@ typedef struct {
 
 static THREAD_LOCAL struct {
     unsigned long long last, since;
-    bool over;
+    bool watched;
 } turn;
 
 static PyObject *
@@ -1492,39 +1493,47 @@ Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static bool
-in_streak(Clock *self, bool ran)
+static int
+streak(Clock *self, bool ran)
 {
     if (self->manual) {
-        return false;
+        return 0;
     }
     if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
         turn.since = self->ticks;
-        turn.over = false;
-    }
-    else if (self->ticks - turn.since >= STREAK_TICKS) {
-        turn.over = true;
+        turn.watched = false;
     }
     turn.last = self->ticks;
-    return turn.over;
+    if (!turn.watched) {
+        return self->ticks > turn.since ? OLD : 0;
+    }
+    return self->ticks - turn.since >= OVER ? OVER : 0;
+}
+
+static PyObject *
+Clock_watched(Clock *self, PyObject *unused)
+{
+    turn.watched = true;
+    Py_RETURN_NONE;
 }
 
 static PyObject *
 Clock_new_turn(Clock *self, PyObject *unused)
 {
     turn.last = turn.since = self->ticks;
-    turn.over = false;
+    turn.watched = false;
     Py_RETURN_NONE;
 }
 
 static PyObject *
 Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
 {
-    return PyBool_FromLong(in_streak(self, count > 0 && args[0] == Py_True));
+    return PyLong_FromLong(streak(self, count > 0 && args[0] == Py_True));
 }
 
 static PyMethodDef Clock_methods[] = {
     {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
+    {"watched", (PyCFunction)Clock_watched, METH_NOARGS, NULL},
     {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
     {NULL},
 };
@@ -1615,7 +1624,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     Py_ssize_t count = PyTuple_GET_SIZE(given);
     if (!gate->quick || gate->inside || gate->waiting || gate->closing ||
         gate->generation != generation || clock->parked || clock->manual ||
-        count != self->parameters || (awaited && in_streak(clock, false))) {
+        count != self->parameters || (awaited && streak(clock, false) != 0)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
     PyObject *result = NULL,

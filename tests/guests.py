@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 import asyncwasm as aw
 
-from .support import module, wasm
+from .support import forgetful, module, wasm
 
 # `until` spins until the first byte of the memory is set, or for so many rounds that a test
 # which forgets about it fails instead of hanging. `spin` counts its rounds at address 8.
@@ -65,7 +65,7 @@ NAMES = ("plain", "malloc", "call", "call_twice", "sum", "spin", "until", "memor
 def guest(f: Any = abs, *, engine: aw.Engine | None = None, **options: Any) -> aw.Instance:
     """Return an instance of GUEST whose import is *f*, with its exports looked up."""
     compiled = module(GUEST) if engine is None else aw.Module(wasm(GUEST), engine=engine)
-    made = aw.Instance(compiled, {"host": {"f": f}}, **options)
+    made = aw.Instance(forgetful(compiled), {"host": {"f": f}}, **options)
     for name in NAMES:
         assert made.exports[name] is not None
     return made

@@ -356,7 +356,7 @@ def test_signal_handler_that_raises_leaves_the_store_working() -> None:
         async def main():
             global calling
             for turn in range(400):
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + turn * 0.00001)
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + turn * 0.00001, 0.002)
                 try:
                     calling = True
                     while True:
@@ -364,6 +364,8 @@ def test_signal_handler_that_raises_leaves_the_store_working() -> None:
                         await made.exports.work.call_async(100_000)
                 except TimeoutError:
                     pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            calling = False
             assert await made.exports.one.call_async() == 1
             assert made.exports.one() == 1
 

@@ -23,7 +23,7 @@ from .._objects.function import ExportedFunction, Function, Shape
 from .._runtime.operation import HostCall, Operation, current
 from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
-from .turns import wait_for_turn
+from .turns import spent, wait_for_turn
 
 SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
@@ -78,6 +78,7 @@ async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
         slices = 0
         if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
             operation.loop = closable_loop()
+            operation.begin()
             state = await _poll_on_thread(operation)
             # What was over within a slice was lengthy once, and may not be any more.
             shape.lengthy += 1 if now() - started > SLICE_SECONDS else -1
@@ -105,7 +106,7 @@ async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
                 slices = 0
             elif now() - started >= SLICE_SECONDS:
                 slices += 1
-                if (slices > INLINE_SLICES or clock.streak(True)) and _may_move(operation):
+                if (slices > INLINE_SLICES or spent(clock)) and _may_move(operation):
                     if shape is not None and not shape.lengthy:
                         shape.lengthy = 1
                     state = await _poll_on_thread(operation)

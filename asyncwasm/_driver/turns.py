@@ -1,42 +1,66 @@
 """
 Turns of the loop: guests may hold it for a slice or two in each, all calls together.
 
-Otherwise many calls that are each short enough to run inline would add up.
+Otherwise many calls that are each short enough to run inline would add up. Nobody tells when the
+loop runs: once guests have been called in a row for a tick, a callback is put into its queue,
+and if that has not run after another one, it is the same turn still.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
-from .._ffi.quick import PureClock
+from .._ffi.quick import OLD, OVER, PureClock
 from .checkpoints import checkpoint
 from .signal import closable_loop, in_trio
 
 
-class _Waking(threading.local):
-    """The loop of this thread that will begin a new turn."""
+class _Watching(threading.local):
+    """The loop of this thread that has the callback in its queue."""
 
     loop: Any = None
 
 
-_waking = _Waking()
+_watching = _Watching()
 
 
 async def wait_for_turn(clock: PureClock) -> None:
     """Let the loop run until it comes to a turn in which there is time left for guests."""
-    while clock.streak():
-        loop = None if in_trio() else closable_loop()
-        if loop is None:
-            await checkpoint()
-            clock.new_turn()
-        else:
-            if _waking.loop is not loop:
-                _waking.loop = loop
-                loop.call_soon(_begin, clock)
-            await checkpoint()
+    while (streak := clock.streak()) != 0:
+        watch(clock)
+        if streak != OVER:
+            return
+        await checkpoint()
+
+
+def spent(clock: PureClock) -> bool:
+    """Return whether guests have had their time in this turn; one has just run."""
+    streak = clock.streak(True)
+    if streak == OLD:
+        watch(clock)
+    return streak == OVER
+
+
+def watch(clock: PureClock) -> None:
+    """Find out when the loop has run."""
+    clock.watched()
+    if in_trio():
+        trio: Any = sys.modules["trio"]
+        loop = trio.lowlevel.current_trio_token()
+        if _watching.loop is not loop:
+            _watching.loop = loop
+            loop.run_sync_soon(_begin, clock)
+        return
+    loop = closable_loop()
+    if loop is None:
+        clock.new_turn()
+    elif _watching.loop is not loop:
+        _watching.loop = loop
+        loop.call_soon(_begin, clock)
 
 
 def _begin(clock: PureClock) -> None:
-    _waking.loop = None
+    _watching.loop = None
     clock.new_turn()

@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .accelerator import speedups
@@ -151,7 +152,7 @@ class StoreHandle(Gate):
     def set_deadline(self, ticks: int) -> None:
         """Have the guest yield, or end, after *ticks*. The caller is inside."""
         self.near = ticks == NEAR
-        lib.wasmtime_context_set_epoch_deadline(self.context, ticks)
+        _deadline_setter()(self.context, ticks)
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
@@ -203,3 +204,9 @@ class StoreHandle(Gate):
     def __del__(self) -> None:
         if getattr(self, "pointer", 0):
             self.close()
+
+
+@cache
+def _deadline_setter() -> Any:
+    # Without letting go of the GIL: getting it back could take longer than the deadline is away.
+    return lib.brief("wasmtime_context_set_epoch_deadline")

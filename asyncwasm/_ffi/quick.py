@@ -27,7 +27,7 @@ from .handles import NEAR, StoreHandle
 from .library import lib
 from .references import References, unroot
 
-_STREAK_TICKS = 2
+OLD, OVER = 1, 2  # what a streak of calls can be: lasting for a tick, and longer than a turn
 
 
 class _Turn(threading.local):
@@ -35,7 +35,7 @@ class _Turn(threading.local):
 
     last = 0  # when a guest was called last
     since = 0  # since when guests have been called in a row
-    over = False  # until the loop has run
+    watched = False  # whether somebody tells when the loop has run
 
 
 _turn = _Turn()
@@ -52,28 +52,33 @@ class PureClock:
         self.manual = 0  # how many have taken the clock into their hands
         self.ticks = 0  # how often it has ticked
 
-    def streak(self, ran: bool = False) -> bool:
+    def streak(self, ran: bool = False) -> int:
         """
-        Return whether guests have held the loop of this thread for long; note one more call.
+        Return how long guests have held the loop of this thread; note one more call.
 
-        *ran* says that one has held it since the last note.
+        *ran* says that one has held it since the last note. 0 is not long, OLD a tick or more, if
+        the loop has not run meanwhile, which has to be `watched`, and OVER too long.
         """
         if self.manual:
-            return False
+            return 0
         turn, now = _turn, self.ticks
         if not ran and not 0 <= now - turn.last <= 1:  # a pause, or another clock
             turn.since = now
-            turn.over = False
-        elif now - turn.since >= _STREAK_TICKS:
-            turn.over = True
+            turn.watched = False
         turn.last = now
-        return turn.over
+        if not turn.watched:
+            return OLD if now > turn.since else 0
+        return OVER if now - turn.since >= OVER else 0
+
+    def watched(self) -> None:
+        """Note that `new_turn` will be called when the loop has run."""
+        _turn.watched = True
 
     def new_turn(self) -> None:
         """Note that the loop of this thread has run."""
         turn = _turn
         turn.last = turn.since = self.ticks
-        turn.over = False
+        turn.watched = False
 
 
 Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock

@@ -284,6 +284,12 @@ class Operation:
             return DONE
         return YIELDED if fiber.request is None else IMPORT
 
+    def begin(self) -> None:
+        """Make the fiber ready, so that from now on the operation waits for whoever looks in."""
+        handle = self.store.ready(self)
+        with handle.lock:
+            self._prepared(handle)
+
     def _prepared(self, handle: StoreHandle) -> Fiber:
         """Return the fiber, started and ready to be polled. The caller is in the store."""
         # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
