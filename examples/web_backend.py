@@ -158,7 +158,9 @@ async def statistics_at_rest(client: httpx.AsyncClient) -> dict[str, Any]:
 
 async def main() -> None:
     """Serve on a free port, and visit."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # The protocol is named, so that the loop sends small answers at once.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listening]))

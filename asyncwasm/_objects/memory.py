@@ -4,7 +4,7 @@ Memories.
 Rule 1: a view never dangles. It keeps what it shows: the native store, the shared memory, or
 the pages of a memory that is not bound yet.
 Rule 2: `buffer` is one object until the memory changes; what was handed out before is then
-released if nobody has taken slices of it (the counterpart of detaching).
+released, the counterpart of detaching; slices taken of it stay readable.
 """
 
 from __future__ import annotations
