@@ -161,6 +161,7 @@ async def main() -> None:
     # The protocol is named, so that the loop sends small answers at once.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listening]))
