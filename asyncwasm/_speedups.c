@@ -100,7 +100,8 @@ typedef struct {
     bool yields;  /* the native store is set to yield, and insists on fibers */
     int waiting;  /* those who have to get in: nobody else does before them */
     uint64_t generation;
-    PyObject *handed; /* weak reference to a fiber that waits for its operation, or NULL */
+    unsigned long handed_by; /* the thread that goes on with it */
+    PyObject *handed;        /* weak reference to a fiber that waits for its operation, or NULL */
 } Gate;
 
 static PyTypeObject Gate_Type;
@@ -229,6 +230,7 @@ static PyMemberDef Gate_members[] = {
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
+    {"handed_by", T_ULONG, offsetof(Gate, handed_by), 0, NULL},
     {NULL},
 };
 
@@ -1593,6 +1595,7 @@ Quick_hand_over(Quick *self, PyObject *memory)
     }
     fiber->head = own;
     Py_XSETREF(self->gate->handed, handed);
+    self->gate->handed_by = PyThread_get_thread_ident();
     Py_DECREF(futures);
     Py_DECREF(key);
     Py_DECREF(kept);

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,7 +144,41 @@ async def test_cached_code_is_used_at_once_by_auto(place: Path, events: Events) 
 
 
 @needs_baseline
-def test_baseline_code_is_not_kept(place: Path, events: Events) -> None:
+async def test_baseline_code_is_kept_until_the_module_has_been_optimized(
+    place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends before it has optimized leaves something to the next one."""
+    config = aw.EngineConfig(cache=place)
+    stopped = aw.Engine(config)
+    reached, released = threading.Event(), threading.Event()
+    make = stopped._new_native
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        if not options.get("parallel", True):
+            reached.set()
+            released.wait()
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(stopped, "_new_native", wait)
+    first = await aw.compile(large(ANSWER), engine=stopped)
+    assert reached.wait(30)
+    assert events.names() == ["cache_stored"]
+
+    second = await aw.compile(large(ANSWER), engine=aw.Engine(config))
+    names = events.names()
+    assert answer(second) == 41
+    await second.optimized()
+    released.set()
+    await first.optimized()
+
+    assert names[:1] == ["cache_hit"]
+    assert (first.tier, second.tier) == ("optimized", "optimized")
+    assert only(place, "entry")
+    assert (await aw.compile(large(ANSWER), engine=aw.Engine(config))).tier == "optimized"
+
+
+@needs_baseline
+def test_code_of_a_baseline_engine_is_not_kept(place: Path, events: Events) -> None:
     compiled(place)
     events.names()
 

@@ -71,13 +71,14 @@ async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
     ticker = operation.store.engine.ticker
     now, clock = ticker.now, ticker.clock
     state: State | tuple[Any, ...] | None = None
+    # First of all: whatever tears the drive apart, the next one can tell that nobody goes on.
+    operation.loop = closable_loop()
     try:
         if not operation.enter():
             await _wait_for_turn(operation)
         started = now()
         slices = 0
         if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
-            operation.loop = closable_loop()
             operation.begin()
             state = await _poll_on_thread(operation)
             # What was over within a slice was lengthy once, and may not be any more.
@@ -86,8 +87,6 @@ async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
             started = now()
         else:
             state = operation.advance(SLICE_SECONDS)
-            if state is not DONE:
-                operation.loop = closable_loop()
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if state is IMPORT:
@@ -136,7 +135,6 @@ async def _wait_for_turn(operation: Operation) -> None:
     """Wait in line; on return the operation has the room."""
     lane = operation.lane
     assert lane is not None
-    operation.loop = closable_loop()
     signal = new_signal()
     if lane.take(operation, signal):
         return

@@ -24,15 +24,20 @@ class _Watching(threading.local):
 
 
 _watching = _Watching()
+_PATIENCE = 1000  # turns; not for ever, should a signal handler have torn the watch
 
 
 async def wait_for_turn(clock: PureClock) -> None:
     """Let the loop run until it comes to a turn in which there is time left for guests."""
-    while (streak := clock.streak()) != 0:
+    for _ in range(_PATIENCE):
+        streak = clock.streak()
+        if streak == 0:
+            return
         watch(clock)
         if streak != OVER:
             return
         await checkpoint()
+    clock.new_turn()
 
 
 def spent(clock: PureClock) -> bool:
@@ -50,15 +55,15 @@ def watch(clock: PureClock) -> None:
         trio: Any = sys.modules["trio"]
         loop = trio.lowlevel.current_trio_token()
         if _watching.loop is not loop:
-            _watching.loop = loop
             loop.run_sync_soon(_begin, clock)
+            _watching.loop = loop  # last: a signal handler that raises may come in between
         return
     loop = closable_loop()
     if loop is None:
         clock.new_turn()
     elif _watching.loop is not loop:
-        _watching.loop = loop
         loop.call_soon(_begin, clock)
+        _watching.loop = loop
 
 
 def _begin(clock: PureClock) -> None:

@@ -78,6 +78,7 @@ class _PureGate:
         "detour",
         "guarded",
         "handed",
+        "handed_by",
         "lock",
         "near",
         "pending",
@@ -95,6 +96,7 @@ class _PureGate:
         self.near = False  # the guest yields at the next tick
         self.quick = False  # an awaited call may begin before anybody knows about it
         self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
+        self.handed_by = 0  # the thread that goes on with it
 
 
 if TYPE_CHECKING:

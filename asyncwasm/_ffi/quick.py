@@ -213,7 +213,7 @@ def _pure_quick_call(
                 delete(future_at)
             else:
                 fiber.own(future)
-                handle.handed = weakref.ref(fiber)
+                handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
         if handle.pending:
             handle.close()
         if not done:
@@ -282,7 +282,7 @@ def quick_reference_call(
                 fiber.delete()
                 unroot(at + ARGUMENTS, given + wanted)
             else:
-                handle.handed = weakref.ref(fiber)
+                handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
         if handle.pending:
             handle.close()
         if awaited:

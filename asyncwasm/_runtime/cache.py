@@ -171,6 +171,11 @@ class Cache:
             return True
         return False
 
+    def forget(self, digest: str, configuration: Mapping[str, Any]) -> None:
+        """Delete the code of the module with *digest*, if it is here."""
+        with self._guarded("forget"), self.opened() as place:
+            place.remove(_entry_name(place, digest, configuration))
+
     def find_file(self, identity: Identity) -> Known | None:
         """Return what the source file with *identity* contains, if it has not changed since."""
         with self._guarded("find_file"), self.opened() as place:
@@ -271,7 +276,7 @@ class Cache:
             evict(place, self.limit_bytes)
 
 
-def configuration(config: EngineConfig, *, fuel: bool) -> dict[str, Any]:
+def configuration(config: EngineConfig, *, fuel: bool, baseline: bool) -> dict[str, Any]:
     """Return everything that code depends on, besides the binary."""
     return {
         "engine": compiling.engine_version(),
@@ -280,7 +285,7 @@ def configuration(config: EngineConfig, *, fuel: bool) -> dict[str, Any]:
         "machine": machine(),
         "max_wasm_stack_bytes": config.max_wasm_stack_bytes,
         "system": sys.platform,
-        "tier": "optimized",
+        "tier": "baseline" if baseline else "optimized",
     }
 
 

@@ -290,7 +290,14 @@ class Engine:
         if self._config.tier != "baseline":
             loaded = self._load(digest, Variant())
             if loaded is not None:
-                return self._artifact_from(loaded, source, digest)
+                return self._artifact_from(loaded, source, digest, Variant())
+            if self._config.tier == "auto" and len(source) > _SMALL_BYTES:
+                # Left by a process that ended before it had optimized the module.
+                loaded = self._load(digest, Variant(True))
+                if loaded is not None:
+                    artifact = self._artifact_from(loaded, source, digest, Variant(True))
+                    self._optimize_later(artifact)
+                    return artifact
         binary = source[:]
         started = perf_counter()
         collected = self._validate(binary)
@@ -322,7 +329,9 @@ class Engine:
             self._keep(artifact, variant)
         return artifact
 
-    def _artifact_from(self, loaded: Loaded, source: Binary, digest: str) -> Artifact:
+    def _artifact_from(
+        self, loaded: Loaded, source: Binary, digest: str, variant: Variant
+    ) -> Artifact:
         """Return the artifact of *source* with code from the cache."""
         artifact = Artifact(
             self,
@@ -330,23 +339,23 @@ class Engine:
             digest,
             decode(source),
             holds_references=loaded.holds_references,
-            starts_baseline=False,
+            starts_baseline=variant.baseline,
             cached=True,
         )
-        artifact.add(Variant(), loaded.handle)
+        artifact.add(variant, loaded.handle)
         self._artifacts[digest] = artifact
         return artifact
 
     def _load(self, digest: str, variant: Variant) -> Loaded | None:
         """Return what the cache has."""
-        cache = None if variant.baseline else self.cache
+        cache = self._cache_for(variant)
         if cache is None:
             return None
         return cache.load(self.native(variant), digest, self._code_facts(variant))
 
     def _keep(self, artifact: Artifact, variant: Variant, code: bytes | None = None) -> bool:
         """Put code into the cache; return whether it is there."""
-        cache = None if variant.baseline else self.cache
+        cache = self._cache_for(variant)
         if cache is None:
             return False
         return cache.store(
@@ -356,9 +365,13 @@ class Engine:
             holds_references=artifact.holds_references,
         )
 
+    def _cache_for(self, variant: Variant) -> Cache | None:
+        """Return the cache, if it keeps code of *variant*: of the baseline compiler in between only."""
+        return self.cache if not variant.baseline or self._config.tier == "auto" else None
+
     def _code_facts(self, variant: Variant) -> dict[str, Any]:
         """Return everything that code of *variant* depends on, besides the binary."""
-        return configuration(self._config, fuel=variant.fuel)
+        return configuration(self._config, fuel=variant.fuel, baseline=variant.baseline)
 
     def _compile_first(self, linked: bytes) -> tuple[Variant, Handle]:
         """Compile a valid module with the compiler that comes first for its size."""
@@ -391,6 +404,8 @@ class Engine:
             return self._load_pooled(artifact, variant), False
         loaded = self._load(artifact.digest, variant)
         if loaded is not None:
+            if variant.baseline and artifact.starts_baseline:
+                self._optimize_later(artifact)
             return loaded.handle, False
         native = self.native(variant)
         try:
@@ -465,6 +480,8 @@ class Engine:
         def make() -> Handle:
             if artifact.has(variant):
                 return artifact.native(variant)
+            if not artifact.cached and artifact.has(Variant(True)):
+                self._keep(artifact, Variant(True))  # for whoever starts before this is over
             with self._lock:
                 if self._background is None:
                     self._background = self._new_native(variant, parallel=False)
@@ -473,6 +490,8 @@ class Engine:
             # that stores use, which takes a copy.
             code = compiling.serialize(compiling.new_module(background, artifact.linked))
             kept = self._keep(artifact, variant, code)
+            if kept and self.cache is not None:
+                self.cache.forget(artifact.digest, self._code_facts(Variant(True)))
             loaded = self._load(artifact.digest, variant) if kept else None
             if loaded is not None:  # what is mapped need not be in memory twice
                 handle = loaded.handle

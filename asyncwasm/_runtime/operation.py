@@ -119,6 +119,9 @@ class Lane:
             operation = self.current
             if operation is None or not operation.lost or not operation.put_out():
                 return operation
+            with self.lock:
+                if self.current is operation:  # a signal handler has torn its leaving apart
+                    self.leave()
 
     def give_up(self, operation: Operation) -> None:
         """Take *operation* out of the line."""
@@ -300,6 +303,8 @@ class Operation:
         self.store.prepare_fiber()
         fiber = self.fiber
         if fiber is None or not fiber.future:
+            if self.begun:  # a signal handler has called into the store in between
+                raise Interrupted("closed")
             self.begun = True
             fiber = self.start()
         return fiber

@@ -27,7 +27,7 @@ from .._ffi.accelerator import speedups
 from .._ffi.codec import Row, row
 from .._ffi.direct import plain_host
 from .._ffi.externs import Extern, Root
-from .._ffi.fiber import Fiber
+from .._ffi.fiber import Fiber, abandon
 from .._ffi.handles import FAR, NEAR, Handle, StoreHandle
 from .._ffi.library import lib
 from .._ffi.linking import Linker
@@ -563,8 +563,11 @@ class Store:
         handle.detour = True
         handle.quick = False
         if handle.handed is not None:
-            if _alive(handle.handed) and handle.handed() is not operation.fiber:
-                raise self.unavailable(operation)
+            handed = handle.handed()
+            if handed is not None and handed is not operation.fiber:
+                if handle.handed_by != threading.get_ident():
+                    raise self.unavailable(operation)
+                abandon(handed)  # a signal handler has torn its call apart before it went on
             handle.handed = None
 
     def _alive(self) -> list[Operation]:

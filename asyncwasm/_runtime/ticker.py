@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any
 
@@ -34,7 +35,7 @@ class Ticker:
         self._lock = threading.Lock()
         self._engines: list[Handle] = []
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake: SimpleQueue[None] = SimpleQueue()  # in C: no signal handler can tear it
         self.clock = Clock()
         self._holders: set[object] = set()
         self._ticked = 0.0  # when the last tick was due
@@ -133,7 +134,7 @@ class Ticker:
             self._engines.clear()
             thread, self._thread = self._thread, None
             self.clock.parked = True
-            self._wake.set()
+            self._wake.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join(1)  # a tick
 
@@ -146,13 +147,23 @@ class Ticker:
         with self._lock:
             if self.clock.parked:
                 self._ticked = perf_counter()
-            self.clock.parked = False
-            self._wake.set()
+            # In this order: a signal handler that raises may come anywhere in between, and what
+            # is not parked must tick.
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="asyncwasm ticker", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="asyncwasm ticker", daemon=True)
+                thread.start()
+                self._thread = thread
+            else:
+                self._wake.put(None)
+            self.clock.parked = False
+
+    def _woken(self) -> bool:
+        """Wait until somebody wakes the thread, or it has been parked for long."""
+        try:
+            self._wake.get(timeout=_PARKED_SECONDS)
+        except Empty:
+            return False
+        return True
 
     def _run(self) -> None:
         own = threading.current_thread()
@@ -187,9 +198,8 @@ class Ticker:
                 if self.clock.needed:  # said after the look above, before we were parked
                     self.clock.parked = False
                     continue
-                self._wake.clear()
             idle = 0
-            if not self._wake.wait(_PARKED_SECONDS):
+            if not self._woken():
                 with self._lock:
                     if self.clock.parked and self._thread is own:
                         self._thread = None
