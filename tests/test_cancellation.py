@@ -31,7 +31,7 @@ from .guests import (
     until,
     watching_offload,
 )
-from .support import module, wasm
+from .support import instance, module, wasm
 
 pytestmark = not_measured
 every_loop = pytest.mark.every_loop
@@ -748,3 +748,19 @@ async def test_instantiation_cancelled_while_another_variant_compiles_closes_its
     again = await aw.instantiate(made, limits=aw.Limits(fuel=1000))
     assert await again.exports.f.call_async() == 77
     engine.close()
+
+
+@every_loop
+async def test_guest_that_fills_memory_again_and_again_is_stopped() -> None:
+    """Between two instructions: one of them cannot be interrupted, but is over soon."""
+    made = instance("""(module (memory 256)
+      (func (export "fill") (loop
+        (memory.fill (i32.const 0) (i32.const 1) (i32.const 0x1000000)) (br 0)))
+      (func (export "plain") (result i32) (i32.const 2)))""")
+
+    with anyio.move_on_after(0.02) as scope:
+        await made.exports.fill.call_async()
+
+    assert scope.cancelled_caught
+    assert made.exports.plain() == 2
+    assert await made.exports.plain.call_async() == 2

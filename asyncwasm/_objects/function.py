@@ -247,8 +247,9 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
             OverflowError: If an int is out of range.
             Trap: If the guest traps.
             ClosedResourceError: If the store has been closed.
-        Cancellation: Stops the guest wherever it is, and unwinds it. The store stays usable;
-            the guest's own state may be half done.
+        Cancellation: Stops the guest wherever it is, and unwinds it; an instruction that fills or
+            copies much memory ends first. The store stays usable; the guest's own state may be
+            half done.
         Spec: https://webassembly.github.io/js-promise-integration/js-api/#promising-functions
         """
         return self._drive(self, arguments)
