@@ -205,7 +205,7 @@ class Limits:
     Args:
         memory_bytes: Size up to which each memory can grow. A guest that asks for more sees -1.
             It also bounds how long one instruction can take that fills or copies memory, and
-            that nothing can interrupt: up to 40 ms for 64 MiB.
+            that nothing can interrupt: some 50 ms for 64 MiB, where they are touched first.
             A module whose own shared memory has a larger maximum is refused.
         table_elements: Entries up to which each table can grow, likewise.
         instances: Instances the store can hold.
