@@ -100,6 +100,7 @@ typedef struct {
     bool yields;  /* the native store is set to yield, and insists on fibers */
     int waiting;  /* those who have to get in: nobody else does before them */
     uint64_t generation;
+    unsigned long owner;     /* the thread that came in last to run Python code inside */
     unsigned long handed_by; /* the thread that goes on with it */
     PyObject *handed;        /* weak reference to a fiber that waits for its operation, or NULL */
 } Gate;
@@ -142,6 +143,7 @@ Gate_enter(Gate *self, PyObject *unused)
         return NULL;
     }
     self->inside = true;
+    self->owner = PyThread_get_thread_ident();
     Py_RETURN_TRUE;
 }
 
@@ -196,6 +198,12 @@ Gate_release(Gate *self, PyObject *unused)
 }
 
 static PyObject *
+Gate_mine(Gate *self, PyObject *unused)
+{
+    return PyBool_FromLong(self->inside && self->owner == PyThread_get_thread_ident());
+}
+
+static PyObject *
 Gate_locked(Gate *self, PyObject *unused)
 {
     return PyBool_FromLong(self->inside || self->waiting);
@@ -207,6 +215,7 @@ static PyMethodDef Gate_methods[] = {
     {"acquire", (PyCFunction)(void (*)(void))Gate_acquire, METH_FASTCALL, NULL},
     {"release", (PyCFunction)Gate_release, METH_NOARGS, NULL},
     {"locked", (PyCFunction)Gate_locked, METH_NOARGS, NULL},
+    {"mine", (PyCFunction)Gate_mine, METH_NOARGS, NULL},
     {NULL},
 };
 

@@ -193,3 +193,22 @@ def test_nested_call_in_a_store_whose_guests_hold_objects_comes_back() -> None:
 
     assert exports.call(1) == 3
     assert asyncio.run(exports.call.call_async(1)) == 3
+
+
+@compiled
+async def test_call_that_is_collected_while_its_store_is_entered_is_freed_afterwards() -> None:
+    """A collection can run anywhere, and end a call that nobody drives any more."""
+
+    async def wait(value: int) -> int:
+        await asyncio.sleep(0)
+        return value
+
+    made = instance(CALLER, {"host": {"f": wait}})
+    call = made.exports.call.call_async(1)
+    assert call.send(None) is None
+
+    with made.store.entered():
+        call.close()
+
+    assert await made.exports.call.call_async(2) == 2
+    assert not made.store.handle.futures

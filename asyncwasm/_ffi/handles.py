@@ -98,6 +98,10 @@ class _PureGate:
         self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
         self.handed_by = 0  # the thread that goes on with it
 
+    def mine(self) -> bool:
+        """Whether this thread is known to be inside."""
+        return False  # a plain lock does not say
+
 
 if TYPE_CHECKING:
     Gate = _PureGate
@@ -125,6 +129,7 @@ class StoreHandle(Gate):
         "_views",
         "awaited",
         "context",
+        "dropped",
         "engine",
         "futures",
         "open",
@@ -136,6 +141,7 @@ class StoreHandle(Gate):
         """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         super().__init__()
         self.open = True
+        self.dropped: list[Any] = []  # fibers, with what they own, to be freed by who is inside
         self.awaited = False  # somebody waits until the guest that runs on a thread is outside
         self.waits = False  # guests may wait inside, for each other
         self.engine = engine  # keeps the engine alive

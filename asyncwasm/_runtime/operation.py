@@ -283,6 +283,8 @@ class Operation:
         finally:
             if handle.pending:
                 handle.close()
+        if handle.dropped:
+            self.store.sweep()
         if fiber.finished:
             return DONE
         return YIELDED if fiber.request is None else IMPORT

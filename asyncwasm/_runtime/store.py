@@ -586,6 +586,8 @@ class Store:
         handle = self._native
         if handle is not None and not self._operations and not self._closed:
             handle.detour = not self.direct or self._sync_deadline_seconds is not None
+            if handle.dropped:
+                self.sweep()
             handle.quick = self._stride == NEAR and (speedups is not None or not self.hosts)
         if pending_drops():
             drain()
@@ -659,6 +661,9 @@ class Store:
         assert handle is not None
         if not handle.open or not handle.ours:
             return  # the store has deleted its futures
+        if handle.mine():  # a collection in there has ended a call that nobody drives any more
+            handle.dropped.append((fiber, values))
+            return
         with handle.lock:
             if not handle.open:
                 return  # closed while we waited
@@ -671,6 +676,12 @@ class Store:
                 self.references.collect()
         if handle.pending:
             handle.close()
+
+    def sweep(self) -> None:
+        """Free the fibers that could not be freed from inside."""
+        handle = self.handle
+        while handle.dropped and not handle.mine():
+            self.drop_fiber(*handle.dropped.pop())
 
     # host functions
 
