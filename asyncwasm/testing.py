@@ -138,15 +138,6 @@ class _Check:
 
     def leaks(self) -> list[str]:
         """Return a line, and where it was made, for each leak."""
-        found = self._leaks()
-        for _ in range(3):
-            if not found:
-                break
-            time.sleep(0.01)  # another thread may have been collecting: then we have not
-            found = self._leaks()
-        return found
-
-    def _leaks(self) -> list[str]:
         _collect()
         if any(thread.is_alive() for thread in self._threads()):
             _wait_until(lambda: not self._threads())
