@@ -82,8 +82,9 @@ async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
             operation.begin()
             state = await _poll_on_thread(operation)
             # What was over within a slice was lengthy once, and may not be any more.
-            shape.lengthy += 1 if now() - started > SLICE_SECONDS else -1
-            shape.lengthy = min(shape.lengthy, LENGTHY)
+            habit = shape.lengthy + (1 if now() - started > SLICE_SECONDS else -1)
+            # Others may have counted meanwhile: below zero it would never come back.
+            shape.lengthy = max(0, min(habit, LENGTHY))
             started = now()
         else:
             state = operation.advance(SLICE_SECONDS)

@@ -120,7 +120,7 @@ class StoreHandle(Gate):
     Whoever finds the lock taken is on another thread than the guest that runs, and is refused.
     It is taken with ``with``, never with ``acquire``: only so can a signal handler that raises
     not come between taking and releasing it. After taking it, look at `open`; after leaving,
-    look at `closing`.
+    look at `pending`.
     """
 
     __slots__ = (
@@ -156,6 +156,12 @@ class StoreHandle(Gate):
     def ours(self) -> bool:
         """Whether this process made the store."""
         return self._generation == _Process.generation
+
+    def begin_yielding(self) -> None:
+        """Have guests yield when their deadline has come, from now on. The caller is inside."""
+        if not self.yields:
+            self.yields = True
+            lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
 
     def set_deadline(self, ticks: int) -> None:
         """Have the guest yield, or end, after *ticks*. The caller is inside."""

@@ -191,9 +191,7 @@ def _pure_quick_call(
         with lock:
             if not handle.quick or not handle.open:
                 return NotImplemented
-            if not handle.yields:
-                handle.yields = True
-                lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+            handle.begin_yielding()
             if not handle.near or clock.ticks != set_at:
                 set_at = clock.ticks
                 handle.set_deadline(NEAR)
@@ -268,9 +266,7 @@ def quick_reference_call(
             except BaseException:
                 unroot(at + ARGUMENTS, given)
                 raise
-            if not handle.yields:
-                handle.yields = True
-                lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+            handle.begin_yielding()
             handle.set_deadline(NEAR)
             clock.needed = True
             fiber.start_call(function, given, wanted)

@@ -498,14 +498,14 @@ class Store:
         The caller is in the store; *newest* is an operation of its own that has not begun.
         """
         handle = self.handle
+        if not handle.guarded:
+            action()
+            return
         suspended = [
             each
             for each in self._alive()
             if each is not newest and each.fiber is not None and each.fiber.future
         ]
-        if not handle.guarded:
-            action()
-            return
         if not suspended:
             if _alive(handle.handed):  # on another thread, and nobody polls it right now
                 raise anyio.BusyResourceError("making a reference while a guest runs in this store")
@@ -596,9 +596,7 @@ class Store:
         """Set the clock so that the guest yields at the next tick. The caller is inside."""
         handle = self._native
         assert handle is not None
-        if not handle.yields:
-            handle.yields = True
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, NEAR)
+        handle.begin_yielding()
         if not handle.near:
             handle.set_deadline(NEAR)
         ticker = self.engine.ticker
