@@ -63,9 +63,11 @@ class Threads:
                 )
             self._jobs.append(job)
             if len(self._jobs) > self._idle and self._threads < self._limit:
+                # Counted once it is there: a signal handler that raises may come in between, and
+                # nobody must wait for a thread that is not.
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
                 self._threads += 1
                 self._idle += 1
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
             else:
                 self._wake.notify()
 
