@@ -21,6 +21,7 @@ from .._errors import Trap
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
 from .._objects.function import ExportedFunction, Function, Shape
 from .._runtime.operation import HostCall, Operation, current
+from .._runtime.threads import take
 from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
 from .turns import spent, wait_for_turn
@@ -205,11 +206,12 @@ async def _poll_on_thread(operation: Operation) -> State:
     stop = False
     failure: BaseException | None = None
     state: State = YIELDED
-    tickets: list[None] = []  # one while the work waits for a thread; whoever takes it decides
+    # One while the work waits for a thread, or has not been submitted: whoever takes it decides.
+    tickets: list[None] = [None]
 
     def work() -> None:
         nonlocal state, failure
-        if not _take(tickets):
+        if not take(tickets):
             return
         started = perf_counter()
         try:
@@ -221,45 +223,34 @@ async def _poll_on_thread(operation: Operation) -> State:
                     handle.awaited = False
                     sleep(PAUSE_SECONDS)
                 if perf_counter() - started > QUANTUM_SECONDS and engine.runners.waiting:
-                    if submit():
-                        return
-                    break  # the rest runs inline
+                    tickets.append(None)
+                    try:
+                        engine.runners.submit(work)
+                    except ClosedResourceError:
+                        if take(tickets):
+                            break  # the rest runs inline
+                    return
         except BaseException as exc:
             failure = exc
         signal.wake()
 
-    def submit() -> bool:
-        tickets.append(None)
-        try:
-            engine.runners.submit(work)
-        except ClosedResourceError:
-            return not _take(tickets)
-        return True
-
-    if not submit():
-        return YIELDED
     try:
+        engine.runners.submit(work)
         await signal.wait()
+    except ClosedResourceError:  # nothing has been submitted
+        return YIELDED
     except GeneratorExit:  # the loop is gone, nothing can be awaited
         stop = True
         operation.interrupt("closed")
         raise
     except BaseException:
         stop = True
-        if not _take(tickets):
+        if not take(tickets):
             await signal.wait_regardless()
         raise
     if failure is not None:
         raise failure
     return state
-
-
-def _take(tickets: list[None]) -> bool:
-    try:
-        tickets.pop()
-    except IndexError:
-        return False
-    return True
 
 
 ExportedFunction._drive = staticmethod(call)

@@ -30,11 +30,12 @@ else:
 class AsyncioSignal:
     """A signal in the running asyncio loop."""
 
-    __slots__ = ("_event", "_loop")
+    __slots__ = ("_event", "_loop", "_woken")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._woken = False
 
     @property
     def lost(self) -> bool:
@@ -48,6 +49,7 @@ class AsyncioSignal:
         Returns:
             Whether the loop is still there.
         """
+        self._woken = True
         if asyncio._get_running_loop() is self._loop:
             self._event.set()
             return True
@@ -63,7 +65,8 @@ class AsyncioSignal:
 
     async def wait_regardless(self) -> None:
         """Wait until the signal is set, even while being cancelled."""
-        while not self._event.is_set():
+        # A signal handler that raises may have lost the callback that was to set the event.
+        while not (self._woken or self._event.is_set()):
             try:
                 with anyio.CancelScope(shield=True):
                     await self._event.wait()

@@ -161,23 +161,31 @@ class StoreHandle(Gate):
         """Have guests yield when their deadline has come, from now on. The caller is inside."""
         if not self.yields:
             self.yields = True
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
+            try:
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
+            except BaseException:  # of a signal handler; what was noted has to be so
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
+                raise
 
     def set_deadline(self, ticks: int) -> None:
         """Have the guest yield, or end, after *ticks*. The caller is inside."""
         self.near = ticks == NEAR
-        _deadline_setter()(self.context, ticks)
+        try:
+            _deadline_setter()(self.context, ticks)
+        except BaseException:  # likewise
+            _deadline_setter()(self.context, ticks)
+            raise
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
         self.closing = self.pending = True
-        if not self.lock.acquire(False):
-            return  # whoever is inside comes back here when it leaves
-        self.pending = False
-        try:
-            self._finish()
-        finally:
-            self.lock.release()
+        # If somebody is inside: whoever that is comes back here when it leaves.
+        while self.pending and self.lock.acquire(False):
+            self.pending = False
+            try:
+                self._finish()
+            finally:
+                self.lock.release()
 
     def _finish(self) -> None:
         if self.open:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 import anyio
 
@@ -26,8 +27,9 @@ class Threads:
     """
     At most *limit* threads that run jobs in the order they were submitted.
 
-    The lock can be taken again by its owner: a collection in here may run the finalizer of
-    the engine that these threads belong to.
+    A signal handler that raises may come anywhere into `submit`, so lock and queue are those in C,
+    which it cannot tear. The lock can be taken again by its owner: a collection in here may run the
+    finalizer of the engine that these threads belong to.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Threads:
         self._limit = limit
         self._max_waiting = max_waiting
         self._low_priority = low_priority
-        self._wake = threading.Condition()
+        self._lock = threading.RLock()
         self._jobs: deque[Callable[[], None]] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()  # at least one for each job that waits
         self._threads = 0
         self._idle = 0  # threads that will look for a job, those that are starting included
         self._running = 0
@@ -51,7 +54,7 @@ class Threads:
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run *job*, which must not raise, on one of the threads."""
-        with self._wake:
+        with self._lock:
             if self._closed:
                 raise anyio.ClosedResourceError("the engine has been closed")
             free = self._idle + self._limit - self._threads
@@ -61,27 +64,36 @@ class Threads:
                     f"most {self._max_waiting:,} wait; ask for fewer at a time, or raise "
                     "EngineConfig.max_queued_compilations"
                 )
+            if len(self._jobs) >= self._idle and self._threads < self._limit:
+                self._start()
+            self._wake.put(None)
             self._jobs.append(job)
-            if len(self._jobs) > self._idle and self._threads < self._limit:
-                # Counted once it is there: a signal handler that raises may come in between, and
-                # nobody must wait for a thread that is not.
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
-                self._threads += 1
-                self._idle += 1
-            else:
-                self._wake.notify()
+
+    def _start(self) -> None:
+        claim: list[None] = [None]  # whoever takes it decides whether the thread counts
+        thread = threading.Thread(target=self._run, args=(claim,), name=self._name, daemon=True)
+        self._threads += 1
+        self._idle += 1
+        try:
+            thread.start()
+        except BaseException:
+            if take(claim):
+                self._threads -= 1
+                self._idle -= 1
+            raise
 
     def withdraw(self, job: Callable[[], None]) -> None:
         """Take *job* out of the line, if no thread has taken it yet."""
-        with self._wake:
+        with self._lock:
             if job in self._jobs:
                 self._jobs.remove(job)
 
     def close(self) -> None:
         """Take no more jobs, and end each thread when those that wait have been done."""
-        with self._wake:
+        with self._lock:
             self._closed = True
-            self._wake.notify_all()
+            for _ in range(self._threads):
+                self._wake.put(None)
 
     def settle(self, seconds: float) -> None:
         """Wait until no job runs, at most *seconds*."""
@@ -94,7 +106,9 @@ class Threads:
         """Jobs that no thread has taken yet."""
         return len(self._jobs)
 
-    def _run(self) -> None:
+    def _run(self, claim: list[None]) -> None:
+        if not take(claim):
+            return
         if self._low_priority:
             _lower_priority()
         while True:
@@ -103,21 +117,36 @@ class Threads:
                 return
             job()
             del job
-            with self._wake:
+            with self._lock:
                 self._running -= 1
                 self._idle += 1
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for a job; None if this thread is to end."""
-        with self._wake:
-            while not self._jobs:
-                if self._closed or not (self._wake.wait(_IDLE_SECONDS) or self._jobs):
+        bored = False
+        while True:
+            try:
+                self._wake.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                bored = True
+            with self._lock:
+                if self._jobs:
+                    self._idle -= 1
+                    self._running += 1
+                    return self._jobs.popleft()
+                if self._closed or bored:
                     self._idle -= 1
                     self._threads -= 1
                     return None
-            self._idle -= 1
-            self._running += 1
-            return self._jobs.popleft()
+
+
+def take(claim: list[None]) -> bool:
+    """Take what only one of several threads can have, and return whether it was there."""
+    try:
+        claim.pop()
+    except IndexError:
+        return False
+    return True
 
 
 def _lower_priority() -> None:
