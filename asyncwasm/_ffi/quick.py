@@ -188,32 +188,34 @@ def _pure_quick_call(
             except (struct.error, OverflowError):
                 free.append(lent)
                 return NotImplemented
-        with lock:
-            if not handle.quick or not handle.open:
-                return NotImplemented
-            handle.begin_yielding()
-            if not handle.near or clock.ticks != set_at:
-                set_at = clock.ticks
-                handle.set_deadline(NEAR)
-            clock.needed = True
-            future = call(
-                context, callee, arguments_at, taken, values_at, returned, trap_at, error_at
-            )
-            future_at = pointer(future)
-            try:
-                done = poll(future_at)
-            except BaseException:
-                fiber.own(future)
-                raise
-            if awaited:
-                _turn.last = clock.ticks
-            if done:
-                delete(future_at)
-            else:
-                fiber.own(future)
-                handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
-        if handle.pending:
-            handle.close()
+        try:
+            with lock:
+                if not handle.quick or not handle.open:
+                    return NotImplemented
+                handle.begin_yielding()
+                if not handle.near or clock.ticks != set_at:
+                    set_at = clock.ticks
+                    handle.set_deadline(NEAR)
+                clock.needed = True
+                future = call(
+                    context, callee, arguments_at, taken, values_at, returned, trap_at, error_at
+                )
+                future_at = pointer(future)
+                try:
+                    done = poll(future_at)
+                except BaseException:
+                    fiber.own(future)
+                    raise
+                if awaited:
+                    _turn.last = clock.ticks
+                if done:
+                    delete(future_at)
+                else:
+                    fiber.own(future)
+                    handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
+        finally:
+            if handle.pending:
+                handle.close()
         if not done:
             return fiber
         trap, error = head(memory)
@@ -258,29 +260,31 @@ def quick_reference_call(
         at = fiber.address
         values: tuple[Any, ...] = ()
         trap = error = 0
-        with lock:
-            if not handle.quick or not handle.open:
-                return NotImplemented
-            try:
-                references.write_row(parameters, at + ARGUMENTS, prepared, concrete)
-            except BaseException:
-                unroot(at + ARGUMENTS, given)
-                raise
-            handle.begin_yielding()
-            handle.set_deadline(NEAR)
-            clock.needed = True
-            fiber.start_call(function, given, wanted)
-            done = fiber.poll(speedups is not None)
-            if done:
-                trap, error = fiber.outcome()
-                if not (trap or error):
-                    values = references.read_row(wanted, at + results_at)
-                fiber.delete()
-                unroot(at + ARGUMENTS, given + wanted)
-            else:
-                handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
-        if handle.pending:
-            handle.close()
+        try:
+            with lock:
+                if not handle.quick or not handle.open:
+                    return NotImplemented
+                try:
+                    references.write_row(parameters, at + ARGUMENTS, prepared, concrete)
+                except BaseException:
+                    unroot(at + ARGUMENTS, given)
+                    raise
+                handle.begin_yielding()
+                handle.set_deadline(NEAR)
+                clock.needed = True
+                fiber.start_call(function, given, wanted)
+                done = fiber.poll(speedups is not None)
+                if done:
+                    trap, error = fiber.outcome()
+                    if not (trap or error):
+                        values = references.read_row(wanted, at + results_at)
+                    fiber.delete()
+                    unroot(at + ARGUMENTS, given + wanted)
+                else:
+                    handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
+        finally:
+            if handle.pending:
+                handle.close()
         if awaited:
             clock.streak(True)
         if not done:

@@ -292,8 +292,12 @@ class Operation:
     def begin(self) -> None:
         """Make the fiber ready, so that from now on the operation waits for whoever looks in."""
         handle = self.store.ready(self)
-        with handle.lock:
-            self._prepared(handle)
+        try:
+            with handle.lock:
+                self._prepared(handle)
+        finally:
+            if handle.pending:
+                handle.close()
 
     def _prepared(self, handle: StoreHandle) -> Fiber:
         """Return the fiber, started and ready to be polled. The caller is in the store."""
