@@ -672,8 +672,8 @@ class Arena:
 
     async def intrude(self, number: int, counts: Counter[str]) -> None:
         """Call into the store that all threads use; they may be in each other's way."""
-        pure = self.commons.exports.pure
         try:
+            pure = self.commons.exports.pure
             found = pure(number) if number % 2 else await pure.call_async(number)
         except anyio.BusyResourceError:
             counts["intruder refused"] += 1

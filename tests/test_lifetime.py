@@ -172,13 +172,15 @@ def test_externref_round_trips_keep_memory_flat() -> None:
 def test_host_values_die_while_their_guest_runs_on() -> None:
     same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
     living: weakref.WeakSet[Thing] = weakref.WeakSet()
+    most = 0
 
     for _ in range(TOO_MANY):
         thing = Thing()
         living.add(thing)
         same(thing)
+        most = max(most, len(living))
 
-    assert len(living) < TOO_MANY / 2
+    assert most < TOO_MANY  # some have died before the last was made
 
 
 @pytest.mark.slow
