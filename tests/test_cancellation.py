@@ -589,7 +589,8 @@ async def test_cancelled_call_that_left_another_behind_keeps_the_room_for_it() -
     view = made.exports.memory.buffer
     with watching_offload(made.store.engine) as offload:
         task = asyncio.ensure_future(made.exports.call.call_async(1))
-        await offload.happened()
+        await offload.happened()  # of either
+        await until(lambda: getattr(made.store.root.current, "occupied", False))
         queued = asyncio.ensure_future(made.exports.plain.call_async(1))
         await until(lambda: made.store.root.waiting)
         task.cancel()
