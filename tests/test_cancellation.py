@@ -554,6 +554,32 @@ async def test_call_cancelled_when_it_has_just_been_given_its_turn_hands_it_on()
     await check_stopped(made)
 
 
+async def test_exception_of_a_call_cancelled_before_it_was_told_is_not_the_next_ones() -> None:
+    made = instance("""(module
+      (memory (export "memory") 1)
+      (tag $e (param i32))
+      (func (export "late")
+        (loop (br_if 0 (i32.eqz (i32.load8_u (i32.const 0)))))
+        (throw $e (i32.const 1)))
+      (func (export "trap") unreachable))""")
+    view = made.exports.memory.buffer
+    runners = made.store.engine.runners
+    with watching_offload(made.store.engine) as offload:
+        task = asyncio.ensure_future(made.exports.late.call_async())
+        await offload.happened()
+        view[0] = 1
+        while runners._running:  # the loop does not get to run, so that the task is not told
+            pass
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for _ in range(2):
+        with pytest.raises(aw.Trap) as caught:
+            await made.exports.trap.call_async()
+        assert caught.value.code is aw.TrapCode.UNREACHABLE
+
+
 async def test_cancelling_a_gather_of_nested_calls_leaves_the_queue_intact() -> None:
     """The import is told before the last of them has stopped."""
 

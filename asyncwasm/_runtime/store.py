@@ -665,6 +665,8 @@ class Store:
         with handle.lock:
             if not handle.open:
                 return  # closed while we waited
+            if fiber.finished:
+                self._forget(handle, *fiber.outcome())
             fiber.delete()
             if values is not None:
                 unroot(*values)
@@ -674,6 +676,15 @@ class Store:
                 self.references.collect()
         if handle.pending:
             handle.close()
+
+    def _forget(self, handle: StoreHandle, trap: int, error: int) -> None:
+        """Let go of what a fiber has ended with, if nobody has asked for it. The caller is inside."""
+        if trap:
+            errors.take_trap(trap)
+        if error:
+            errors.take_error(error)
+        if trap or error:  # else it would be taken for what the next one fails with
+            self._take_pending(handle)
 
     def sweep(self) -> None:
         """Free the fibers that could not be freed from inside."""
@@ -783,13 +794,15 @@ class Store:
 
     def _take_thrown(self) -> BaseException | None:
         with self.entered():
-            handle = self.opened()
-            if not externs.has_exception(handle):
-                return None
-            if self._scope is None:
-                self._scope = new_scope_function(handle)
-            with root_scope(handle, self._scope):
-                return self._thrown(*externs.take_exception(handle, self.references))
+            return self._take_pending(self.opened())
+
+    def _take_pending(self, handle: StoreHandle) -> BaseException | None:
+        if not externs.has_exception(handle):
+            return None
+        if self._scope is None:
+            self._scope = new_scope_function(handle)
+        with root_scope(handle, self._scope):
+            return self._thrown(*externs.take_exception(handle, self.references))
 
     def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
         if (
