@@ -23,6 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
+#define INTERFACE 1 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -45,7 +46,8 @@ static struct {
 static uint64_t generation; /* counts forks */
 
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
-static PyObject *name_active, *name_children, *name_close, *name_current, *name_futures;
+static PyObject *name_active, *name_children, *name_close, *name_current, *name_detour,
+    *name_futures;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -368,125 +370,11 @@ decode(char letter, const unsigned char *from)
     return PyBytes_FromStringAndSize((const char *)from, 16);
 }
 
-static PyObject *
-decode_row(const char *letters, Py_ssize_t count, const unsigned char *from, size_t stride)
-{
-    if (count == 0) {
-        Py_RETURN_NONE;
-    }
-    if (count == 1) {
-        return decode(letters[0], from);
-    }
-    PyObject *values = PyTuple_New(count);
-    for (Py_ssize_t index = 0; values != NULL && index < count; index++) {
-        PyObject *value = decode(letters[index], from + stride * index);
-        if (value == NULL) {
-            Py_CLEAR(values);
-            break;
-        }
-        PyTuple_SET_ITEM(values, index, value);
-    }
-    return values;
-}
-
-static const unsigned char kinds[] = {['i'] = 0, ['q'] = 1, ['f'] = 2, ['d'] = 3, ['v'] = 4};
-
-/* ---- Direct: an unchecked call on this thread's own stack ---- */
-
+/* The types of a function's parameters and results, a letter each. */
 typedef struct {
-    PyObject_HEAD
-    vectorcallfunc vectorcall;
-    Gate *gate;
-    PyObject *detour, *failed, *held;
-    void *context;
-    uint64_t function[2];
-    double hold_seconds;
     Py_ssize_t parameters, results;
-    char letters[2 * MOST_VALUES];
-} Direct;
-
-static PyTypeObject Direct_Type;
-
-/* Raise the exception that `failed` makes. */
-static void
-raise_failed(PyObject *failed, void *error, void *trap)
-{
-    PyObject *exc = PyObject_CallFunction(failed, "KK", (unsigned long long)(uintptr_t)error,
-                                          (unsigned long long)(uintptr_t)trap);
-    if (exc != NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        Py_DECREF(exc);
-    }
-}
-
-static PyObject *
-Direct_detour(Direct *self, PyObject *const *args, Py_ssize_t count)
-{
-    PyObject *values = PyTuple_New(count);
-    if (values == NULL) {
-        return NULL;
-    }
-    for (Py_ssize_t index = 0; index < count; index++) {
-        PyTuple_SET_ITEM(values, index, Py_NewRef(args[index]));
-    }
-    PyObject *result = PyObject_CallOneArg(self->detour, values);
-    Py_DECREF(values);
-    return result;
-}
-
-static PyObject *
-Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
-{
-    Direct *self = (Direct *)callable;
-    Gate *gate = self->gate;
-    Py_ssize_t count = PyVectorcall_NARGS(flags);
-    unsigned char values[RAW_BYTES * MOST_VALUES];
-    if (names != NULL && PyTuple_GET_SIZE(names)) {
-        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
-        return NULL;
-    }
-    if (gate->detour || gate->inside || gate->waiting || gate->closing ||
-        gate->generation != generation || count != self->parameters) {
-        return Direct_detour(self, args, count);
-    }
-    for (Py_ssize_t index = 0; index < count; index++) {
-        if (!encode(self->letters[index], args[index], values + RAW_BYTES * index)) {
-            return Direct_detour(self, args, count);
-        }
-    }
-    Py_ssize_t length = count > self->results ? count : self->results;
-    void *trap = NULL;
-    double started = coarse_seconds();
-    Py_INCREF(self); /* the guest may outlive every other reference */
-    if (gate->near) {
-        gate->near = false;
-        api.set_deadline(self->context, FAR);
-    }
-    gate->inside = true;
-    PyThreadState *thread = PyEval_SaveThread();
-    void *error = api.call_unchecked(self->context, self->function, values, length, &trap);
-    PyEval_RestoreThread(thread);
-    PyObject *result = NULL;
-    if (leave(gate) < 0) {
-        goto leave;
-    }
-    if (error != NULL || trap != NULL) {
-        raise_failed(self->failed, error, trap);
-        goto leave;
-    }
-    double seconds = coarse_seconds() - started;
-    if (seconds > self->hold_seconds) {
-        PyObject *done = PyObject_CallFunction(self->held, "d", seconds);
-        if (done == NULL) {
-            goto leave;
-        }
-        Py_DECREF(done);
-    }
-    result = decode_row(self->letters + MOST_VALUES, self->results, values, RAW_BYTES);
-leave:
-    Py_DECREF(self);
-    return result;
-}
+    char letters[2 * MOST_VALUES]; /* the results' begin at MOST_VALUES */
+} Signature;
 
 static int
 take_letters(PyObject *text, char *to, Py_ssize_t *count)
@@ -505,53 +393,219 @@ take_letters(PyObject *text, char *to, Py_ssize_t *count)
     return 0;
 }
 
+static int
+take_signature(Signature *self, PyObject *parameters, PyObject *results)
+{
+    if (take_letters(parameters, self->letters, &self->parameters) < 0) {
+        return -1;
+    }
+    return take_letters(results, self->letters + MOST_VALUES, &self->results);
+}
+
+static PyObject *
+decode_results(const Signature *self, const unsigned char *from, size_t stride)
+{
+    const char *letters = self->letters + MOST_VALUES;
+    if (self->results == 0) {
+        Py_RETURN_NONE;
+    }
+    if (self->results == 1) {
+        return decode(letters[0], from);
+    }
+    PyObject *values = PyTuple_New(self->results);
+    for (Py_ssize_t index = 0; values != NULL && index < self->results; index++) {
+        PyObject *value = decode(letters[index], from + stride * index);
+        if (value == NULL) {
+            Py_CLEAR(values);
+            break;
+        }
+        PyTuple_SET_ITEM(values, index, value);
+    }
+    return values;
+}
+
+static const unsigned char kinds[] = {['i'] = 0, ['q'] = 1, ['f'] = 2, ['d'] = 3, ['v'] = 4};
+
+/* ---- Callee: a function of a store, as both ways of calling it begin ---- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    Gate *gate;
+    void *context;
+    uint64_t function[2];
+    Signature signature;
+} Callee;
+
+/* Read context, function, parameters and results of a callee from args[1] to args[4]. */
+static bool
+take_callee(Callee *self, PyObject *const *args)
+{
+    self->context = PyLong_AsVoidPtr(args[1]);
+    if (!PyTuple_CheckExact(args[2]) || PyTuple_GET_SIZE(args[2]) != 2 ||
+        !PyUnicode_CheckExact(args[3]) || !PyUnicode_CheckExact(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "expected two words of a function, and letters");
+        return false;
+    }
+    for (int index = 0; index < 2; index++) {
+        self->function[index] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[2], index));
+    }
+    return !PyErr_Occurred() && take_signature(&self->signature, args[3], args[4]) == 0;
+}
+
+/* Whether a thread of this process can enter the store, and nobody is in there. */
+static inline bool
+is_free(const Gate *gate)
+{
+    return !(gate->inside || gate->waiting || gate->closing || gate->generation != generation);
+}
+
+/* Raise the exception that somebody has made, if it has been made. */
+static void
+raise_made(PyObject *exc)
+{
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+    }
+}
+
+/*
+ * ---- Direct: what is called on this thread's own stack, unchecked ----
+ *
+ * The base of exported functions. Until it is opened, and where an argument or the store needs
+ * more care, its `_detour` is called with the arguments instead. `_failed` makes the exception of
+ * an error and a trap pointer; `_held` is told about calls longer than it was opened with.
+ */
+
+typedef struct {
+    Callee callee;
+    double hold_seconds;
+} Direct;
+
+static PyObject *
+Direct_detour(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *values = PyTuple_New(count);
+    if (values == NULL) {
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        PyTuple_SET_ITEM(values, index, Py_NewRef(args[index]));
+    }
+    PyObject *result = PyObject_CallMethodOneArg(self, name_detour, values);
+    Py_DECREF(values);
+    return result;
+}
+
+static PyObject *
+Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Direct *self = (Direct *)callable;
+    Callee *callee = &self->callee;
+    Gate *gate = callee->gate;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    unsigned char values[RAW_BYTES * MOST_VALUES];
+    if (names != NULL && PyTuple_GET_SIZE(names)) {
+        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
+        return NULL;
+    }
+    if (gate == NULL || gate->detour || !is_free(gate) ||
+        count != callee->signature.parameters) {
+        return Direct_detour(callable, args, count);
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        if (!encode(callee->signature.letters[index], args[index], values + RAW_BYTES * index)) {
+            return Direct_detour(callable, args, count);
+        }
+    }
+    Py_ssize_t results = callee->signature.results, length = count > results ? count : results;
+    void *trap = NULL;
+    double started = coarse_seconds();
+    Py_INCREF(self); /* the guest may outlive every other reference */
+    if (gate->near) {
+        gate->near = false;
+        api.set_deadline(callee->context, FAR);
+    }
+    gate->inside = true;
+    PyThreadState *thread = PyEval_SaveThread();
+    void *error = api.call_unchecked(callee->context, callee->function, values, length, &trap);
+    PyEval_RestoreThread(thread);
+    PyObject *result = NULL;
+    if (leave(gate) < 0) {
+        goto leave;
+    }
+    if (error != NULL || trap != NULL) {
+        raise_made(PyObject_CallMethod(callable, "_failed", "KK",
+                                       (unsigned long long)(uintptr_t)error,
+                                       (unsigned long long)(uintptr_t)trap));
+        goto leave;
+    }
+    double seconds = coarse_seconds() - started;
+    if (seconds > self->hold_seconds) {
+        PyObject *done = PyObject_CallMethod(callable, "_held", "d", seconds);
+        if (done == NULL) {
+            goto leave;
+        }
+        Py_DECREF(done);
+    }
+    result = decode_results(&callee->signature, values, RAW_BYTES);
+leave:
+    Py_DECREF(self);
+    return result;
+}
+
+static PyObject *
+Direct_call(PyObject *callable, PyObject *args, PyObject *kwargs)
+{
+    if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
+        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
+        return NULL;
+    }
+    return Direct_vectorcall(callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args),
+                             NULL);
+}
+
 static PyObject *
 Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *gate, *detour, *failed, *held, *parameters, *results;
-    unsigned long long context, first, second;
-    double hold_seconds;
-    if (!PyArg_ParseTuple(args, "O!K(KK)UUOOOd", &Gate_Type, &gate, &context, &first, &second,
-                          &parameters, &results, &detour, &failed, &held, &hold_seconds)) {
-        return NULL;
-    }
     Direct *self = (Direct *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    self->vectorcall = Direct_vectorcall;
-    self->gate = (Gate *)Py_NewRef(gate);
-    self->detour = Py_NewRef(detour);
-    self->failed = Py_NewRef(failed);
-    self->held = Py_NewRef(held);
-    self->context = (void *)(uintptr_t)context;
-    self->function[0] = first;
-    self->function[1] = second;
-    self->hold_seconds = hold_seconds;
-    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
-        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
-        Py_DECREF(self);
-        return NULL;
+    if (self != NULL) {
+        self->callee.vectorcall = Direct_vectorcall;
     }
     return (PyObject *)self;
 }
 
+/* _open(gate, context, function, parameters, results, hold_seconds) */
+static PyObject *
+Direct_open(Direct *self, PyObject *const *args, Py_ssize_t count)
+{
+    Callee *callee = &self->callee;
+    if (count != 6 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "_open(gate, context, function, parameters, results, hold_seconds), once");
+        return NULL;
+    }
+    if (!take_callee(callee, args)) {
+        return NULL;
+    }
+    self->hold_seconds = PyFloat_AsDouble(args[5]);
+    if (self->hold_seconds == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    callee->gate = (Gate *)Py_NewRef(args[0]);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef Direct_methods[] = {
+    {"_open", (PyCFunction)(void (*)(void))Direct_open, METH_FASTCALL, NULL},
+    {NULL},
+};
+
 static int
 Direct_traverse(Direct *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->detour);
-    Py_VISIT(self->failed);
-    Py_VISIT(self->held);
-    Py_VISIT(self->gate);
-    return 0;
-}
-
-static int
-Direct_clear(Direct *self)
-{
-    Py_CLEAR(self->detour);
-    Py_CLEAR(self->failed);
-    Py_CLEAR(self->held);
+    Py_VISIT(self->callee.gate);
     return 0;
 }
 
@@ -559,8 +613,7 @@ static void
 Direct_dealloc(Direct *self)
 {
     PyObject_GC_UnTrack(self);
-    Direct_clear(self);
-    Py_CLEAR(self->gate);
+    Py_CLEAR(self->callee.gate);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -568,124 +621,14 @@ static PyTypeObject Direct_Type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "asyncwasm._speedups.Direct",
     .tp_basicsize = sizeof(Direct),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
+                Py_TPFLAGS_HAVE_VECTORCALL,
     .tp_new = Direct_new,
     .tp_dealloc = (destructor)Direct_dealloc,
     .tp_traverse = (traverseproc)Direct_traverse,
-    .tp_clear = (inquiry)Direct_clear,
-    .tp_call = PyVectorcall_Call,
-    .tp_vectorcall_offset = offsetof(Direct, vectorcall),
-};
-
-/* ---- Callable: an object that is called through its `_direct` ---- */
-
-typedef struct {
-    PyObject_HEAD
-    vectorcallfunc vectorcall;
-    PyObject *direct;
-} Callable;
-
-static PyObject *
-Callable_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
-{
-    PyObject *direct = ((Callable *)callable)->direct;
-    if (direct == NULL) {
-        PyErr_SetString(PyExc_TypeError, "the function has not been set up");
-        return NULL;
-    }
-    Py_INCREF(direct);
-    PyObject *result = Py_IS_TYPE(direct, &Direct_Type)
-                           ? Direct_vectorcall(direct, args, flags, names)
-                           : PyObject_Vectorcall(direct, args, flags, names);
-    Py_DECREF(direct);
-    return result;
-}
-
-static PyObject *
-Callable_call(PyObject *callable, PyObject *args, PyObject *kwargs)
-{
-    PyObject *direct = ((Callable *)callable)->direct;
-    if (direct != NULL && Py_IS_TYPE(direct, &Direct_Type) &&
-        (kwargs == NULL || !PyDict_GET_SIZE(kwargs))) {
-        Py_INCREF(direct);
-        PyObject *result = Direct_vectorcall(direct, ((PyTupleObject *)args)->ob_item,
-                                             PyTuple_GET_SIZE(args), NULL);
-        Py_DECREF(direct);
-        return result;
-    }
-    if (direct == NULL) {
-        PyErr_SetString(PyExc_TypeError, "the function has not been set up");
-        return NULL;
-    }
-    Py_INCREF(direct);
-    PyObject *result = PyObject_Call(direct, args, kwargs);
-    Py_DECREF(direct);
-    return result;
-}
-
-static PyObject *
-Callable_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    Callable *self = (Callable *)type->tp_alloc(type, 0);
-    if (self != NULL) {
-        self->vectorcall = Callable_vectorcall;
-    }
-    return (PyObject *)self;
-}
-
-static int
-Callable_traverse(Callable *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->direct);
-    return 0;
-}
-
-static int
-Callable_clear(Callable *self)
-{
-    Py_CLEAR(self->direct);
-    return 0;
-}
-
-static void
-Callable_dealloc(Callable *self)
-{
-    PyObject_GC_UnTrack(self);
-    Callable_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-static PyObject *
-Callable_get_direct(Callable *self, void *unused)
-{
-    return Py_NewRef(self->direct == NULL ? Py_None : self->direct);
-}
-
-static int
-Callable_set_direct(Callable *self, PyObject *value, void *unused)
-{
-    Py_XSETREF(self->direct, Py_XNewRef(value));
-    return 0;
-}
-
-static PyGetSetDef Callable_getset[] = {
-    {"_direct", (getter)Callable_get_direct, (setter)Callable_set_direct, NULL, NULL},
-    {NULL},
-};
-
-static PyTypeObject Callable_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "asyncwasm._speedups.Callable",
-    .tp_basicsize = sizeof(Callable),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
-                Py_TPFLAGS_HAVE_VECTORCALL,
-    .tp_new = Callable_new,
-    .tp_dealloc = (destructor)Callable_dealloc,
-    .tp_traverse = (traverseproc)Callable_traverse,
-    .tp_clear = (inquiry)Callable_clear,
-    .tp_call = Callable_call,
-    .tp_vectorcall_offset = offsetof(Callable, vectorcall),
-    .tp_getset = Callable_getset,
+    .tp_call = Direct_call,
+    .tp_vectorcall_offset = offsetof(Callee, vectorcall),
+    .tp_methods = Direct_methods,
 };
 
 /* ---- Host: a Python function with plain numbers ---- */
@@ -694,8 +637,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *callable;
     bool suspending; /* what it returns is awaited */
-    Py_ssize_t parameters, results;
-    char letters[2 * MOST_VALUES];
+    Signature signature;
 } Host;
 
 static PyTypeObject Host_Type;
@@ -714,10 +656,8 @@ Host_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->callable = Py_NewRef(callable);
     self->suspending = suspending;
-    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
-        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
-        Py_DECREF(self);
-        return NULL;
+    if (take_signature(&self->signature, parameters, results) < 0) {
+        Py_CLEAR(self);
     }
     return (PyObject *)self;
 }
@@ -1008,12 +948,12 @@ requested_host(head *own, PyObject *hosts)
 static bool
 answer_plainly(head *own, Host *host, PyObject *answer)
 {
-    if (host->results > 1) {
+    if (host->signature.results > 1) {
         return false;
     }
-    if (host->results == 1) {
+    if (host->signature.results == 1) {
         unsigned char *to = (unsigned char *)(uintptr_t)own->results;
-        char letter = host->letters[MOST_VALUES];
+        char letter = host->signature.letters[MOST_VALUES];
         if (!encode(letter, answer, to + 8)) {
             return false;
         }
@@ -1049,8 +989,7 @@ Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
     }
     Gate *gate = (Gate *)args[0];
     head *own = self->head;
-    if (gate->inside || gate->waiting || gate->closing || gate->generation != generation ||
-        own->future == NULL) {
+    if (!is_free(gate) || own->future == NULL) {
         Py_RETURN_FALSE;
     }
     Host *host = requested_host(own, args[1]);
@@ -1124,8 +1063,8 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         PyObject *values[MOST_VALUES + 1];
         Py_ssize_t made = 0;
         const unsigned char *from = (const unsigned char *)(uintptr_t)own->arguments;
-        while (made < host->parameters) {
-            PyObject *value = decode(host->letters[made], from + VAL_BYTES * made + 8);
+        while (made < host->signature.parameters) {
+            PyObject *value = decode(host->signature.letters[made], from + VAL_BYTES * made + 8);
             if (value == NULL) {
                 break;
             }
@@ -1133,7 +1072,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         }
         PyObject *answer = NULL;
         Py_INCREF(host);
-        if (made == host->parameters) {
+        if (made == host->signature.parameters) {
             answer = PyObject_Vectorcall(host->callable, values + 1,
                                          made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
         }
@@ -1570,16 +1509,10 @@ static PyTypeObject Clock_Type = {
 /* ---- Quick: the first slice of an awaited call ---- */
 
 typedef struct {
-    PyObject_HEAD
-    vectorcallfunc vectorcall;
-    Gate *gate;
+    Callee callee;
     Clock *clock;
-    PyObject *failed;
+    PyObject *failed; /* makes the exception of an error and a trap pointer */
     PyTypeObject *fiber_type;
-    void *context;
-    uint64_t function[2];
-    Py_ssize_t parameters, results;
-    char letters[2 * MOST_VALUES];
 } Quick;
 
 /* Make the fiber of a call that is not over, and note it where it has to be known. */
@@ -1587,15 +1520,16 @@ static PyObject *
 Quick_hand_over(Quick *self, PyObject *memory)
 {
     head *own = (head *)PyBytes_AS_STRING(memory);
+    Gate *gate = self->callee.gate;
     PyObject *futures = NULL, *key = NULL, *kept = NULL, *handed = NULL;
     Fiber *fiber = (Fiber *)self->fiber_type->tp_alloc(self->fiber_type, 0);
     if (fiber == NULL) {
         goto failed;
     }
     fiber->memory = Py_NewRef(memory);
-    fiber->handle = Py_NewRef((PyObject *)self->gate);
+    fiber->handle = Py_NewRef((PyObject *)gate);
     handed = PyWeakref_NewRef((PyObject *)fiber, NULL);
-    futures = PyObject_GetAttr((PyObject *)self->gate, name_futures);
+    futures = PyObject_GetAttr((PyObject *)gate, name_futures);
     key = PyLong_FromVoidPtr(own->future);
     kept = PyTuple_Pack(2, memory, Py_None);
     if (handed == NULL || futures == NULL || key == NULL || kept == NULL ||
@@ -1603,8 +1537,8 @@ Quick_hand_over(Quick *self, PyObject *memory)
         goto failed;
     }
     fiber->head = own;
-    Py_XSETREF(self->gate->handed, handed);
-    self->gate->handed_by = PyThread_get_thread_ident();
+    Py_XSETREF(gate->handed, handed);
+    gate->handed_by = PyThread_get_thread_ident();
     Py_DECREF(futures);
     Py_DECREF(key);
     Py_DECREF(kept);
@@ -1624,7 +1558,9 @@ static PyObject *
 Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
 {
     Quick *self = (Quick *)callable;
-    Gate *gate = self->gate;
+    Callee *callee = &self->callee;
+    const Signature *signature = &callee->signature;
+    Gate *gate = callee->gate;
     Clock *clock = self->clock;
     Py_ssize_t passed = PyVectorcall_NARGS(flags);
     if (passed < 1 || passed > 2 || !PyTuple_CheckExact(args[0])) {
@@ -1634,14 +1570,13 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     PyObject *given = args[0];
     bool awaited = passed == 1 || args[1] != Py_False;
     Py_ssize_t count = PyTuple_GET_SIZE(given);
-    if (!gate->quick || gate->inside || gate->waiting || gate->closing ||
-        gate->generation != generation || clock->parked || clock->manual ||
-        count != self->parameters || (awaited && streak(clock, false) != 0)) {
+    if (!gate->quick || !is_free(gate) || clock->parked || clock->manual ||
+        count != signature->parameters || (awaited && streak(clock, false) != 0)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
     PyObject *result = NULL,
              *memory = PyBytes_FromStringAndSize(
-                 NULL, sizeof(head) + VAL_BYTES * (self->parameters + self->results));
+                 NULL, sizeof(head) + VAL_BYTES * (signature->parameters + signature->results));
     if (memory == NULL) {
         return NULL;
     }
@@ -1650,7 +1585,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     memset(own, 0, sizeof(head));
     for (Py_ssize_t index = 0; index < count; index++) {
         unsigned char *to = values + VAL_BYTES * index;
-        char letter = self->letters[index];
+        char letter = signature->letters[index];
         if (!encode(letter, PyTuple_GET_ITEM(given, index), to + 8)) {
             Py_DECREF(memory);
             Py_RETURN_NOTIMPLEMENTED;
@@ -1659,24 +1594,24 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
         to[0] = kinds[(unsigned char)letter];
     }
     unsigned char *returned = values + VAL_BYTES * count;
-    memset(returned, 0, VAL_BYTES * self->results);
-    own->function[0] = self->function[0];
-    own->function[1] = self->function[1];
+    memset(returned, 0, VAL_BYTES * signature->results);
+    own->function[0] = callee->function[0];
+    own->function[1] = callee->function[1];
     own->guarded = gate->guarded;
     Py_INCREF(self); /* the guest may outlive every other reference */
     if (!gate->yields) {
         gate->yields = true;
-        api.set_yielding(self->context, NEAR);
+        api.set_yielding(callee->context, NEAR);
     }
     gate->near = true;
-    api.set_deadline(self->context, NEAR); /* from now on: the last one may be long over */
+    api.set_deadline(callee->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
     gate->inside = true;
     head *previous = polled;
     polled = own;
     PyThreadState *thread = PyEval_SaveThread();
-    own->future = api.call_async(self->context, own->function, values, count, returned,
-                                 self->results, (void **)&own->trap, (void **)&own->error);
+    own->future = api.call_async(callee->context, own->function, values, count, returned,
+                                 signature->results, (void **)&own->trap, (void **)&own->error);
     bool done = api.poll(own->future);
     if (done) {
         api.delete(own->future);
@@ -1697,49 +1632,40 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
         goto leave;
     }
     if (own->error || own->trap) {
-        raise_failed(self->failed, (void *)(uintptr_t)own->error, (void *)(uintptr_t)own->trap);
+        raise_made(PyObject_CallFunction(self->failed, "KK", (unsigned long long)own->error,
+                                         (unsigned long long)own->trap));
         goto leave;
     }
-    result = decode_row(self->letters + MOST_VALUES, self->results, returned + 8, VAL_BYTES);
+    result = decode_results(signature, returned + 8, VAL_BYTES);
 leave:
     Py_DECREF(memory);
     Py_DECREF(self);
     return result;
 }
 
-static PyTypeObject Quick_Type;
-
+/* Quick(gate, context, function, parameters, results, clock, failed, fiber type) */
 static PyObject *
 Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *gate, *clock, *failed, *parameters, *results;
-    PyTypeObject *fiber_type;
-    unsigned long long context, first, second;
-    if (!PyArg_ParseTuple(args, "O!K(KK)UUO!OO!", &Gate_Type, &gate, &context, &first, &second,
-                          &parameters, &results, &Clock_Type, &clock, &failed, &PyType_Type,
-                          &fiber_type)) {
-        return NULL;
-    }
-    if (!PyType_IsSubtype(fiber_type, &Fiber_Type)) {
-        PyErr_SetString(PyExc_TypeError, "expected a type of fibers");
+    PyObject *const *given = ((PyTupleObject *)args)->ob_item;
+    if (PyTuple_GET_SIZE(args) != 8 || !PyObject_TypeCheck(given[0], &Gate_Type) ||
+        !Py_IS_TYPE(given[5], &Clock_Type) || !PyType_Check(given[7]) ||
+        !PyType_IsSubtype((PyTypeObject *)given[7], &Fiber_Type)) {
+        PyErr_SetString(PyExc_TypeError, "Quick(gate, context, function, parameters, results, "
+                                         "clock, failed, fiber type)");
         return NULL;
     }
     Quick *self = (Quick *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
     }
-    self->vectorcall = Quick_vectorcall;
-    self->gate = (Gate *)Py_NewRef(gate);
-    self->clock = (Clock *)Py_NewRef(clock);
-    self->failed = Py_NewRef(failed);
-    self->fiber_type = (PyTypeObject *)Py_NewRef((PyObject *)fiber_type);
-    self->context = (void *)(uintptr_t)context;
-    self->function[0] = first;
-    self->function[1] = second;
-    if (take_letters(parameters, self->letters, &self->parameters) < 0 ||
-        take_letters(results, self->letters + MOST_VALUES, &self->results) < 0) {
-        Py_DECREF(self);
-        return NULL;
+    self->callee.vectorcall = Quick_vectorcall;
+    self->callee.gate = (Gate *)Py_NewRef(given[0]);
+    self->clock = (Clock *)Py_NewRef(given[5]);
+    self->failed = Py_NewRef(given[6]);
+    self->fiber_type = (PyTypeObject *)Py_NewRef(given[7]);
+    if (!take_callee(&self->callee, given)) {
+        Py_CLEAR(self);
     }
     return (PyObject *)self;
 }
@@ -1747,7 +1673,7 @@ Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int
 Quick_traverse(Quick *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->gate);
+    Py_VISIT(self->callee.gate);
     Py_VISIT(self->failed);
     return 0;
 }
@@ -1764,7 +1690,7 @@ Quick_dealloc(Quick *self)
 {
     PyObject_GC_UnTrack(self);
     Quick_clear(self);
-    Py_CLEAR(self->gate);
+    Py_CLEAR(self->callee.gate);
     Py_CLEAR(self->clock);
     Py_CLEAR(self->fiber_type);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -1780,7 +1706,7 @@ static PyTypeObject Quick_Type = {
     .tp_traverse = (traverseproc)Quick_traverse,
     .tp_clear = (inquiry)Quick_clear,
     .tp_call = PyVectorcall_Call,
-    .tp_vectorcall_offset = offsetof(Quick, vectorcall),
+    .tp_vectorcall_offset = offsetof(Callee, vectorcall),
 };
 
 /* ---- the module ---- */
@@ -1853,7 +1779,7 @@ static PyMethodDef methods[] = {
 static int
 fill(PyObject *module)
 {
-    PyTypeObject *types[] = {&Gate_Type,  &Direct_Type, &Callable_Type, &Host_Type,
+    PyTypeObject *types[] = {&Gate_Type,  &Direct_Type, &Host_Type,
                              &Fiber_Type, &Clock_Type,  &Quick_Type};
     for (size_t index = 0; index < sizeof(types) / sizeof(types[0]); index++) {
         if (PyModule_AddType(module, types[index]) < 0) {
@@ -1864,12 +1790,14 @@ fill(PyObject *module)
     name_active = PyUnicode_InternFromString("active");
     name_children = PyUnicode_InternFromString("_children");
     name_close = PyUnicode_InternFromString("close");
+    name_detour = PyUnicode_InternFromString("_detour");
     name_futures = PyUnicode_InternFromString("futures");
     if (name_active == NULL || name_children == NULL || name_close == NULL ||
-        name_current == NULL || name_futures == NULL) {
+        name_current == NULL || name_detour == NULL || name_futures == NULL) {
         return -1;
     }
-    return PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||
+    return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0 ||
+                   PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||
                    PyModule_AddIntConstant(module, "FUNCTION", offsetof(head, function)) < 0 ||
                    PyModule_AddIntConstant(module, "MOST_VALUES", MOST_VALUES) < 0
                ? -1

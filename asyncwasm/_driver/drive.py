@@ -38,7 +38,10 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     if not at_ease():
         await checkpoint_if_cancelled()
     shape = function._shape
-    outcome = NotImplemented if shape.lengthy else function._quick(arguments)
+    if shape.lengthy:
+        outcome = NotImplemented
+    else:
+        outcome = (function._quick or function._quick_way())(arguments)
     if outcome is NotImplemented:
         operation = function._operation(arguments)
         await wait_for_turn(operation.store.engine.ticker.clock)

@@ -7,6 +7,7 @@ Rule 1: nothing depends on it. `speedups` is None without it, and everything wor
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from .library import lib
@@ -17,6 +18,14 @@ if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
         from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
     except ImportError:
         pass  # it is optional
+_INTERFACE = 1  # of the file in C: the number there is raised with each change of what is here
+if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
+    speedups = None
+    warnings.warn(
+        "asyncwasm's accelerator was built from other sources, and is left out; install again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 _bound = False
 

@@ -24,39 +24,81 @@ _HEADER = 16  # the trap, padded
 _Words = ctypes.c_uint64 * 2
 
 
-def direct_call(
+class _PureDirect:
+    """
+    A function that is called on this thread's own stack.
+
+    Until it is opened, and where an argument or the store needs more care, its `_detour` is called
+    with the arguments instead. `_failed` makes the exception of an error and a trap pointer;
+    `_held` is told about calls longer than it was opened with.
+    """
+
+    __slots__ = ("_call",)
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        self = super().__new__(cls)
+        self._call = cls._detour
+        return self
+
+    def _open(
+        self,
+        handle: StoreHandle,
+        context: int,
+        function: tuple[int, int],
+        parameters: Row,
+        results: Row,
+        hold_seconds: float,
+    ) -> None:
+        self._call = _caller(handle, context, function, parameters, results, hold_seconds)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(self, arguments)
+
+    _call: Callable[[Any, tuple[Any, ...]], Any]
+
+    def _detour(self, arguments: tuple[Any, ...]) -> Any:
+        raise NotImplementedError
+
+    def _failed(self, error: int, trap: int) -> BaseException:
+        raise NotImplementedError
+
+    def _held(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+Direct: type[_PureDirect] = _PureDirect if speedups is None else speedups.Direct
+
+
+def open_direct(
+    function: _PureDirect,
     handle: StoreHandle,
+    raw: tuple[int, int],
+    parameters: Row,
+    results: Row,
+    hold_seconds: float,
+) -> None:
+    """Have *function* call what *raw* stands for, if all values are plain enough."""
+    given: tuple[Any, Any] = parameters, results
+    if speedups is not None:
+        if not (plain(parameters) and plain(results)):
+            return
+        given = parameters.letters, results.letters
+    function._open(handle, handle.context, raw, *given, hold_seconds)
+
+
+def _caller(
+    handle: StoreHandle,
+    at: int,
     function: tuple[int, int],
     parameters: Row,
     results: Row,
-    detour: Callable[[tuple[Any, ...]], Any],
-    failed: Callable[[int, int], BaseException],
-    held: Callable[[float], None],
     hold_seconds: float,
-) -> Callable[..., Any]:
-    """
-    Return a callable that calls *function*.
-
-    *detour* is called with the arguments instead when they do not fit or the store needs
-    more care; *failed* makes the exception of an error and a trap pointer; *held* is told
-    about calls longer than *hold_seconds*.
-    """
-    if speedups is not None and plain(parameters) and plain(results):
-        return speedups.Direct(  # type: ignore[no-any-return]
-            handle,
-            handle.context,
-            function,
-            parameters.letters,
-            results.letters,
-            detour,
-            failed,
-            held,
-            hold_seconds,
-        )
+) -> Callable[[Any, tuple[Any, ...]], Any]:
+    """Return what calls *function* for a `Direct`; it does not hold that, or both were a cycle."""
     native = _unchecked()
     count = max(len(parameters.types), len(results.types))
     raw = _Words(*function)
-    context = ctypes.c_void_p(handle.context)
+    context = ctypes.c_void_p(at)
     callee = ctypes.c_void_p(ctypes.addressof(raw))
     length = ctypes.c_size_t(count)
     width = _HEADER + RAW_BYTES * count
@@ -72,9 +114,9 @@ def direct_call(
         address = ctypes.addressof(memory)
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
-    def call(*arguments: Any) -> Any:
+    def call(self: _PureDirect, arguments: tuple[Any, ...]) -> Any:
         if handle.detour or checked or locked() or not exact(map(type, arguments)):
-            return detour(arguments)
+            return self._detour(arguments)
         try:
             lent = free.pop()
         except IndexError:
@@ -84,11 +126,11 @@ def direct_call(
             pack(memory, _HEADER, *arguments)
         except (struct.error, OverflowError):
             free.append(lent)
-            return detour(arguments)
+            return self._detour(arguments)
         started = perf_counter()
         with lock:
             if not handle.open:
-                return detour(arguments)
+                return self._detour(arguments)
             if handle.near:
                 handle.set_deadline(FAR)
             error = native(context, callee, values, length, trap)
@@ -97,10 +139,10 @@ def direct_call(
         seconds = perf_counter() - started
         outcome = unpack(memory)
         if error or outcome[0]:
-            raise failed(error or 0, outcome[0])
+            raise self._failed(error or 0, outcome[0])
         free.append(lent)
         if seconds > hold_seconds:
-            held(seconds)
+            self._held(seconds)
         return outcome[1] if single else outcome[1:] or None
 
     call.keepalive = raw  # type: ignore[attr-defined]
@@ -126,20 +168,6 @@ def plain_host(
     if max(len(parameters.types), len(results.types)) > speedups.MOST_VALUES:
         return None
     return speedups.Host(callable, parameters.letters, results.letters, suspending)
-
-
-class _Called:
-    """An object that is called through its `_direct`."""
-
-    __slots__ = ("_direct",)
-
-    _direct: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._direct(*arguments)
-
-
-Called: type[_Called] = _Called if speedups is None else speedups.Callable
 
 
 def call_prepared(

@@ -6,18 +6,18 @@ Rule 1: one Python object for one wasm function of a store; the store's cache de
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from .._errors import SuspendError
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
-from .._ffi.direct import Called, call_prepared, direct_call
+from .._ffi.direct import Direct, call_prepared, open_direct
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
-from .._ffi.quick import not_quick, quick_call, quick_reference_call
+from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
@@ -57,7 +57,7 @@ def _is_callable(value: object) -> bool:
 
 def is_suspending(callable: Callable[..., Any]) -> bool:
     """Return whether *callable*, or what it wraps, is defined with ``async def``."""
-    while isinstance(callable, functools.partial):
+    while isinstance(callable, partial):
         callable = callable.func
     if inspect.iscoroutinefunction(callable) or isinstance(callable, PromisingFunction):
         return True
@@ -91,8 +91,28 @@ class Shape:
         self.direct = self.parameters.numeric and self.results.numeric
         self.lengthy = 0  # above it while awaited calls of the function take long
 
+    def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
+        """Return what runs the first slice of a call of such a function."""
+        if self.refused:
+            return not_quick
+        handle, clock = store.handle, store.engine.ticker.clock
+        # Nothing in it holds the function, or both were a cycle.
+        failed = partial(_failure, store, name)
+        if self.direct:
+            return quick_call(handle, raw, self.parameters, self.results, clock, failed)
+        return quick_reference_call(
+            handle,
+            raw,
+            self.parameters,
+            self.results,
+            self.concrete,
+            clock,
+            failed,
+            store.references,
+        )
 
-class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  # may be in C
+
+class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  # may be in C
     """
     A WebAssembly function.
 
@@ -105,17 +125,16 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     __slots__ = (
         "__dict__",
         "__weakref__",
-        "_concrete",
         "_extern",
         "_name",
-        "_parameters",
         "_quick",
-        "_refused",
-        "_results",
         "_shape",
         "_store",
-        "_type",
     )
+
+    _name: str
+    _quick: Quick | None
+    _shape: Shape
 
     def __init__(self) -> None:
         raise TypeError(
@@ -138,65 +157,29 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         cls, store: Store, raw: tuple[int, int], shape: Shape, name: str
     ) -> ExportedFunction:
         self = cls.__new__(cls)
-        self._setup(shape, name)
         self._store = store
         self._extern = Extern.function(raw)
+        self._shape = shape
+        self._name = name
+        self._quick = None
         if shape.direct:
-            self._direct = direct_call(
+            open_direct(
+                self,
                 store.handle,
                 raw,
-                self._parameters,
-                self._results,
-                self._detour,
-                self._failed,
-                self._held,
+                shape.parameters,
+                shape.results,
                 guard.BLOCKING_SECONDS,
             )
-        else:
-            self._direct = self._go_around
-        self._quick = not_quick if shape.refused else self._first_quick
         return self
 
-    def _setup(self, shape: Shape, name: str) -> None:
-        self._shape = shape
-        self._type = shape.type
-        self._name = name
-        self._refused = shape.refused
-        self._concrete = shape.concrete
-        self._parameters: Row = shape.parameters
-        self._results: Row = shape.results
-
-    def _go_around(self, *arguments: Any) -> Any:
-        return self._detour(arguments)
-
-    def _first_quick(self, arguments: tuple[Any, ...], awaited: bool = True) -> Any:
-        # Made when it is first wanted: many functions are never awaited.
-        store = self._store
-        assert store is not None and self._extern is not None
-        raw, parameters, results = self._extern.raw, self._parameters, self._results
-        clock = store.engine.ticker.clock
-        if self._shape.direct:
-            self._quick = quick_call(store.handle, raw, parameters, results, clock, self._failed)
-        else:
-            self._quick = quick_reference_call(
-                store.handle,
-                raw,
-                parameters,
-                results,
-                self._concrete,
-                clock,
-                self._failed,
-                store.references,
-            )
-        return self._quick(arguments, awaited)
-
-    def _store_closed(self) -> None:
-        # What it was called through refers to the function: without it there is no cycle, and
-        # a short-lived store leaves nothing to the collector.
-        store = self._store
-        assert store is not None
-        self._direct = store.refuse
-        self._quick = not_quick
+    def _quick_way(self) -> Quick:
+        """Return what runs the first slice of a call."""
+        quick = self._quick
+        if quick is None:  # made when it is first wanted: many functions are never awaited
+            assert self._store is not None and self._extern is not None
+            quick = self._quick = self._shape.quick(self._store, self._extern.raw, self._name)
+        return quick
 
     @property
     def name(self) -> str:
@@ -206,7 +189,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     @property
     def type(self) -> FunctionType:
         """The function's type."""
-        return self._type
+        return self._shape.type
 
     @property
     def __name__(self) -> str:
@@ -215,18 +198,18 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
     @property
     def __signature__(self) -> inspect.Signature:
         kind = inspect.Parameter.POSITIONAL_ONLY
-        results = self._type.results
+        results = self.type.results
         returned: Any = str(results[0]) if len(results) == 1 else tuple(map(str, results))
         return inspect.Signature(
             [
                 inspect.Parameter(f"p{index}", kind, annotation=str(type))
-                for index, type in enumerate(self._type.parameters)
+                for index, type in enumerate(self.type.parameters)
             ],
             return_annotation=returned or None,
         )
 
     def __repr__(self) -> str:
-        return f"<asyncwasm.{type(self).__name__} {self._name!r} {self._type}>"
+        return f"<asyncwasm.{type(self).__name__} {self._name!r} {self.type}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("a wasm function cannot be pickled; pickle its module and instantiate it")
@@ -262,43 +245,46 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         return self._bind(store).raw
 
     def _operation(self, arguments: Sequence[Any], fiber: Fiber | None = None) -> Call:
-        if self._refused:
-            raise cannot_cross(self._type)
-        if len(arguments) != len(self._parameters.types):
-            raise wrong_count(len(arguments), self._type, self._name)
-        store = self._store
+        shape, store = self._shape, self._store
+        if shape.refused:
+            raise cannot_cross(shape.type)
+        parameters = shape.parameters
+        if len(arguments) != len(parameters.types):
+            raise wrong_count(len(arguments), shape.type, self._name)
         assert store is not None and self._extern is not None
-        if fiber is None and not self._parameters.numeric:
-            arguments = store.references.prepare_row(self._parameters, arguments, self._concrete)
+        if fiber is None and not parameters.numeric:
+            arguments = store.references.prepare_row(parameters, arguments, shape.concrete)
         return Call(
             store,
             self._extern.raw,
             self._name,
-            self._parameters,
-            self._results,
+            parameters,
+            shape.results,
             arguments,
-            self._concrete,
+            shape.concrete,
             fiber,
         )
 
     def _detour(self, arguments: tuple[Any, ...]) -> Any:
         """Call with more care than the direct way takes."""
         started = perf_counter()
-        store = self._store
+        shape, store = self._shape, self._store
         assert store is not None and self._extern is not None
-        if not (self._parameters.numeric and self._results.numeric and store.direct):
+        if store.closed:
+            raise store.unavailable(None)
+        if not (shape.direct and store.direct):
             value = self._run(arguments)
         else:
-            if len(arguments) != len(self._parameters.types):
-                raise wrong_count(len(arguments), self._type, self._name)
-            values = self._parameters.converted(arguments)
+            if len(arguments) != len(shape.parameters.types):
+                raise wrong_count(len(arguments), shape.type, self._name)
+            values = shape.parameters.converted(arguments)
             store.check_turn()
             with store.entered(to_call=True):
                 handle = store.opened()
                 try:
                     store.prepare_direct()
                     error, trap, results = call_prepared(
-                        handle, self._extern.raw, self._parameters, self._results, values
+                        handle, self._extern.raw, shape.parameters, shape.results, values
                     )
                 finally:
                     store.finish_direct()
@@ -314,7 +300,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
         """Call on a fiber, and wait for its end."""
         assert self._store is not None
         if self._store.sync_deadline_seconds is None:
-            outcome = self._quick(arguments, False)
+            outcome = (self._quick or self._quick_way())(arguments, False)
             if outcome.__class__ is Fiber:
                 return run(self._operation(arguments, outcome))
             if outcome is not NotImplemented:
@@ -323,7 +309,7 @@ class ExportedFunction(Called, StoreObject):  # type: ignore[misc,valid-type]  #
 
     def _failed(self, error: int, trap: int) -> BaseException:
         assert self._store is not None
-        return self._store.failure(error, trap, f"function {self._name!r}")
+        return _failure(self._store, self._name, error, trap)
 
     def _held(self, seconds: float) -> None:
         guard.blocking_call(seconds, self._name)
@@ -365,28 +351,25 @@ class Function(ExportedFunction):
     ) -> None:
         if not _is_callable(callable) and not isinstance(callable, Suspending):
             raise TypeError(f"expected a callable, got {callable.__class__.__name__}")
-        self._setup(Shape(function_type(type)), "0")
-        self._direct = self._go_around
+        self._shape = Shape(function_type(type))
+        self._name = "0"
         self._quick = not_quick
         self._store = None
         self._extern = None
         target = callable.callable if isinstance(callable, Suspending) else callable
         self._callable = target
-        self._host = host_function(callable, self._type, getattr(target, "__name__", "function"))
+        self._host = host_function(callable, self.type, getattr(target, "__name__", "function"))
         chosen = ambient_or(store)
         if chosen is not None:
             self._bind(chosen)
 
     def _make(self, store: Store) -> Extern:
-        return Extern.function(store.define_function(self._type, self._host))
+        return Extern.function(store.define_function(self.type, self._host))
 
     def _bind(self, store: Store) -> Extern:
         extern = super()._bind(store)
         store.known[function_identity(extern.raw)] = self
         return extern
-
-    def _store_closed(self) -> None:
-        """Go on: a call from Python needs no store."""
 
     # A call from Python needs no wasm in between: the conversions are all there is to see.
 
@@ -394,14 +377,14 @@ class Function(ExportedFunction):
         return [_through(type, value) for type, value in zip(types, values, strict=True)]
 
     def _begin(self, arguments: tuple[Any, ...]) -> Any:
-        if len(arguments) != len(self._parameters.types):
-            raise wrong_count(len(arguments), self._type, self._name)
-        return self._callable(*self._convert(self._type.parameters, arguments))
+        if len(arguments) != len(self._shape.parameters.types):
+            raise wrong_count(len(arguments), self.type, self._name)
+        return self._callable(*self._convert(self.type.parameters, arguments))
 
     def _finish(self, value: Any) -> Any:
-        if not self._results.types:
+        if not self._shape.results.types:
             return None
-        values = self._convert(self._type.results, self._host.result_values(value))
+        values = self._convert(self.type.results, self._host.result_values(value))
         return values[0] if len(values) == 1 else tuple(values)
 
     def _detour(self, arguments: tuple[Any, ...]) -> Any:
@@ -436,6 +419,10 @@ def _through(type: ValueType, value: Any) -> Any:
     if type.heap == "func" and value is not None and not isinstance(value, ExportedFunction):
         raise TypeError(f"expected an exported function or None for {type}, got {value!r}")
     return value
+
+
+def _failure(store: Store, name: str, error: int, trap: int) -> BaseException:
+    return store.failure(error, trap, f"function {name!r}")
 
 
 class PromisingFunction:

@@ -341,10 +341,6 @@ class Store:
             handle = self.opened()
             errors.check(lib.wasmtime_context_set_fuel(handle.context, amount), RangeError)
 
-    def refuse(self, *arguments: Any) -> Any:
-        """Raise the error for a call into a store that has been closed."""
-        raise self.unavailable(None)
-
     # entering
 
     def _check_open(self) -> None:
