@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 1 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 2 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -36,7 +36,15 @@ static struct {
     void (*delete)(void *);
     void (*set_deadline)(void *, uint64_t);
     void *(*set_yielding)(void *, uint64_t);
+    void *(*store_new)(void *, void *, void *);
+    void *(*store_context)(void *);
+    void (*store_limit)(void *, int64_t, int64_t, int64_t, int64_t, int64_t);
+    void (*store_delete)(void *);
+    void *(*instance_new)(void *, void *, const void *, size_t, void *, void **);
+    bool (*export_get)(void *, const void *, const char *, size_t, void *);
 } api;
+
+_Static_assert(sizeof(api) == 12 * sizeof(void *), "bind() fills it as an array");
 
 #define NEAR 1 /* ticks; handles.py knows them too */
 #define FAR ((uint64_t)1 << 60)
@@ -46,8 +54,8 @@ static struct {
 static uint64_t generation; /* counts forks */
 
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
-static PyObject *name_active, *name_children, *name_close, *name_current, *name_detour,
-    *name_futures;
+static PyObject *name_active, *name_children, *name_current, *name_detour, *name_pointer,
+    *name_popitem;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -88,11 +96,25 @@ nap(void)
 #endif
 }
 
-/* ---- Gate: who is inside of a store, and what those who want in have to know ---- */
+/* An address of the library's; NULL with an exception if it is none. */
+static void *
+take_address(PyObject *number)
+{
+    void *address = PyLong_AsVoidPtr(number);
+    if (address == NULL && !PyErr_Occurred()) {
+        PyErr_SetString(PyExc_ValueError, "expected an address, got 0");
+    }
+    return address;
+}
+
+/* ---- Gate: a store, who is inside of it, and what those who want in have to know ---- */
 
 typedef struct {
     PyObject_HEAD
     bool inside;
+    bool open;
+    bool awaited; /* somebody waits until the guest that runs on a thread is outside */
+    bool waits;   /* guests may wait inside, for each other */
     bool closing; /* the store is to be deleted by whoever leaves it last */
     bool detour;  /* a direct call must look closer before it enters */
     bool guarded; /* guests of the store can hold references */
@@ -101,6 +123,11 @@ typedef struct {
     bool quick;   /* an awaited call may begin before anybody knows about it */
     bool yields;  /* the native store is set to yield, and insists on fibers */
     int waiting;  /* those who have to get in: nobody else does before them */
+    int views;    /* of its memory; the native store lives on for them */
+    void *store, *context;
+    PyObject *engine;  /* is kept alive */
+    PyObject *futures; /* dict: pointer -> what must outlive it */
+    PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside */
     uint64_t generation;
     unsigned long owner;     /* the thread that came in last to run Python code inside */
     unsigned long handed_by; /* the thread that goes on with it */
@@ -115,8 +142,42 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Gate *self = (Gate *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->generation = generation;
+        self->futures = PyDict_New();
+        self->dropped = PyList_New(0);
+        if (self->futures == NULL || self->dropped == NULL) {
+            Py_CLEAR(self);
+        }
     }
     return (PyObject *)self;
+}
+
+/* Gate(engine, ticks to the epoch deadline, (memory, table, instances, tables, memories)) */
+static int
+Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *engine, *address;
+    long long ticks, memory, table, instances, tables, memories;
+    if (!PyArg_ParseTuple(args, "OL(LLLLL)", &engine, &ticks, &memory, &table, &instances, &tables,
+                          &memories)) {
+        return -1;
+    }
+    if (self->store != NULL || api.store_new == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a store is made once, and after `bind`");
+        return -1;
+    }
+    address = PyObject_GetAttr(engine, name_pointer);
+    void *native = address == NULL ? NULL : take_address(address);
+    Py_XDECREF(address);
+    if (native == NULL) {
+        return -1;
+    }
+    Py_XSETREF(self->engine, Py_NewRef(engine));
+    self->store = api.store_new(native, NULL, NULL);
+    self->context = api.store_context(self->store);
+    api.set_deadline(self->context, (uint64_t)ticks);
+    api.store_limit(self->store, memory, table, instances, tables, memories);
+    self->open = true;
+    return 0;
 }
 
 /* Wait until nobody is inside; false with an exception if a signal handler has raised one. */
@@ -149,6 +210,81 @@ Gate_enter(Gate *self, PyObject *unused)
     Py_RETURN_TRUE;
 }
 
+/* Delete what there still is of the store; the caller is inside. -1 with an exception. */
+static int
+finish(Gate *self)
+{
+    bool ours = self->generation == generation;
+    self->open = false;
+    PyObject *futures = self->futures;
+    while (futures != NULL && PyDict_GET_SIZE(futures)) { /* newest first */
+        PyObject *item = PyObject_CallMethodNoArgs(futures, name_popitem);
+        void *future = item == NULL ? NULL : PyLong_AsVoidPtr(PyTuple_GET_ITEM(item, 0));
+        if (future == NULL) {
+            Py_XDECREF(item);
+            return -1;
+        }
+        if (ours) {
+            Py_BEGIN_ALLOW_THREADS
+            api.delete(future);
+            Py_END_ALLOW_THREADS
+        }
+        Py_DECREF(item); /* what must outlive the future */
+    }
+    void *store = self->store;
+    if (store == NULL || self->views) {
+        return 0;
+    }
+    self->store = NULL;
+    if (ours) {
+        Py_BEGIN_ALLOW_THREADS
+        api.store_delete(store);
+        Py_END_ALLOW_THREADS
+    }
+    return 0;
+}
+
+/* If somebody is inside: whoever that is comes back here when it leaves. */
+static int
+close_gate(Gate *self)
+{
+    self->closing = self->pending = true;
+    int done = 0;
+    while (self->pending && !self->inside && done == 0) {
+        self->pending = false;
+        self->inside = true;
+        done = finish(self);
+        self->inside = false;
+    }
+    return done;
+}
+
+static PyObject *
+Gate_close(Gate *self, PyObject *unused)
+{
+    Py_INCREF(self); /* what a future has kept may hold the last reference */
+    int done = close_gate(self);
+    Py_DECREF(self);
+    if (done < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static void
+Gate_finalize(PyObject *self)
+{
+    if (((Gate *)self)->store == NULL) {
+        return;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (close_gate((Gate *)self) < 0) {
+        PyErr_WriteUnraisable(self);
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
 /* Leave, and finish a close that found somebody inside; keeps an exception that is on its way. */
 static int
 leave(Gate *self)
@@ -159,16 +295,15 @@ leave(Gate *self)
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    self->pending = false;
-    PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self, name_close);
-    if (done == NULL && type != NULL) {
+    int done = close_gate(self);
+    if (type == NULL) {
+        return done;
+    }
+    if (done < 0) {
         PyErr_WriteUnraisable((PyObject *)self);
     }
-    if (type != NULL) {
-        PyErr_Restore(type, value, traceback);
-    }
-    Py_XDECREF(done);
-    return done == NULL && type == NULL ? -1 : 0;
+    PyErr_Restore(type, value, traceback);
+    return 0;
 }
 
 static PyObject *
@@ -218,6 +353,7 @@ static PyMethodDef Gate_methods[] = {
     {"release", (PyCFunction)Gate_release, METH_NOARGS, NULL},
     {"locked", (PyCFunction)Gate_locked, METH_NOARGS, NULL},
     {"mine", (PyCFunction)Gate_mine, METH_NOARGS, NULL},
+    {"close", (PyCFunction)Gate_close, METH_NOARGS, NULL},
     {NULL},
 };
 
@@ -227,19 +363,47 @@ Gate_get_lock(Gate *self, void *unused)
     return Py_NewRef((PyObject *)self);
 }
 
+static PyObject *
+Gate_get_ours(Gate *self, void *unused)
+{
+    return PyBool_FromLong(self->generation == generation);
+}
+
+static PyObject *
+Gate_get_pointer(Gate *self, void *unused)
+{
+    return PyLong_FromVoidPtr(self->store);
+}
+
+static PyObject *
+Gate_get_context(Gate *self, void *unused)
+{
+    return PyLong_FromVoidPtr(self->context);
+}
+
 static PyGetSetDef Gate_getset[] = {
+    {"context", (getter)Gate_get_context, NULL, NULL, NULL},
     {"lock", (getter)Gate_get_lock, NULL, NULL, NULL},
+    {"ours", (getter)Gate_get_ours, NULL, NULL, NULL},
+    {"pointer", (getter)Gate_get_pointer, NULL, NULL, NULL},
     {NULL},
 };
 
 static PyMemberDef Gate_members[] = {
+    {"awaited", T_BOOL, offsetof(Gate, awaited), 0, NULL},
     {"closing", T_BOOL, offsetof(Gate, closing), 0, NULL},
     {"detour", T_BOOL, offsetof(Gate, detour), 0, NULL},
     {"guarded", T_BOOL, offsetof(Gate, guarded), 0, NULL},
     {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
     {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
+    {"open", T_BOOL, offsetof(Gate, open), READONLY, NULL},
+    {"views", T_INT, offsetof(Gate, views), 0, NULL},
+    {"waits", T_BOOL, offsetof(Gate, waits), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
+    {"dropped", T_OBJECT, offsetof(Gate, dropped), READONLY, NULL},
+    {"engine", T_OBJECT, offsetof(Gate, engine), READONLY, NULL},
+    {"futures", T_OBJECT, offsetof(Gate, futures), READONLY, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
     {"handed_by", T_ULONG, offsetof(Gate, handed_by), 0, NULL},
     {NULL},
@@ -248,6 +412,9 @@ static PyMemberDef Gate_members[] = {
 static int
 Gate_traverse(Gate *self, visitproc visit, void *arg)
 {
+    Py_VISIT(self->dropped);
+    Py_VISIT(self->engine);
+    Py_VISIT(self->futures);
     Py_VISIT(self->handed);
     return 0;
 }
@@ -262,8 +429,14 @@ Gate_clear(Gate *self)
 static void
 Gate_dealloc(Gate *self)
 {
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
+        return;
+    }
     PyObject_GC_UnTrack(self);
     Gate_clear(self);
+    Py_CLEAR(self->dropped);
+    Py_CLEAR(self->futures);
+    Py_CLEAR(self->engine);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -273,7 +446,9 @@ static PyTypeObject Gate_Type = {
     .tp_basicsize = sizeof(Gate),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
     .tp_new = Gate_new,
+    .tp_init = (initproc)Gate_init,
     .tp_dealloc = (destructor)Gate_dealloc,
+    .tp_finalize = Gate_finalize,
     .tp_traverse = (traverseproc)Gate_traverse,
     .tp_clear = (inquiry)Gate_clear,
     .tp_methods = Gate_methods,
@@ -1262,72 +1437,10 @@ static PyTypeObject Fiber_Type = {
     .tp_weaklistoffset = offsetof(Fiber, weakrefs),
 };
 
-/* ---- stores and instances: the steps of a short life, one call each ---- */
-
-static struct {
-    void *(*store_new)(void *, void *, void *);
-    void *(*store_context)(void *);
-    void (*set_deadline)(void *, uint64_t);
-    void (*limit)(void *, int64_t, int64_t, int64_t, int64_t, int64_t);
-    void *(*instance_new)(void *, void *, const void *, size_t, void *, void **);
-    bool (*export_get)(void *, const void *, const char *, size_t, void *);
-} stores;
+/* ---- instances: the steps of a short life, one call each ---- */
 
 #define INSTANCE_BYTES 16
 #define EXTERN_BYTES 32
-
-static PyObject *
-bind_stores(PyObject *module, PyObject *args)
-{
-    unsigned long long at[6];
-    if (!PyArg_ParseTuple(args, "KKKKKK", at, at + 1, at + 2, at + 3, at + 4, at + 5)) {
-        return NULL;
-    }
-    stores.store_new = (void *(*)(void *, void *, void *))(uintptr_t)at[0];
-    stores.store_context = (void *(*)(void *))(uintptr_t)at[1];
-    stores.set_deadline = (void (*)(void *, uint64_t))(uintptr_t)at[2];
-    stores.limit = (void (*)(void *, int64_t, int64_t, int64_t, int64_t, int64_t))(uintptr_t)at[3];
-    stores.instance_new =
-        (void *(*)(void *, void *, const void *, size_t, void *, void **))(uintptr_t)at[4];
-    stores.export_get =
-        (bool (*)(void *, const void *, const char *, size_t, void *))(uintptr_t)at[5];
-    Py_RETURN_NONE;
-}
-
-/* An address of the library's; NULL with an exception if it is none. */
-static void *
-take_address(PyObject *number)
-{
-    void *address = PyLong_AsVoidPtr(number);
-    if (address == NULL && !PyErr_Occurred()) {
-        PyErr_SetString(PyExc_ValueError, "expected an address, got 0");
-    }
-    return address;
-}
-
-/* (engine, ticks, memory, table, instances, tables, memories): (store, context) */
-static PyObject *
-open_store(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    int64_t numbers[6];
-    if (count != 7) {
-        PyErr_Format(PyExc_TypeError, "expected 7 arguments, got %zd", count);
-        return NULL;
-    }
-    void *engine = take_address(args[0]);
-    for (int index = 0; engine != NULL && index < 6; index++) {
-        numbers[index] = PyLong_AsLongLong(args[index + 1]);
-    }
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    void *store = stores.store_new(engine, NULL, NULL);
-    void *context = stores.store_context(store);
-    stores.set_deadline(context, (uint64_t)numbers[0]);
-    stores.limit(store, numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]);
-    return Py_BuildValue("KK", (unsigned long long)(uintptr_t)store,
-                         (unsigned long long)(uintptr_t)context);
-}
 
 /* (context, module, externs): (error, trap, instance) */
 static PyObject *
@@ -1363,7 +1476,7 @@ instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
     unsigned char instance[INSTANCE_BYTES] = {0};
     void *trap = NULL;
     PyThreadState *thread = PyEval_SaveThread();
-    void *error = stores.instance_new(context, code, joined ? PyBytes_AS_STRING(joined) : NULL,
+    void *error = api.instance_new(context, code, joined ? PyBytes_AS_STRING(joined) : NULL,
                                       (size_t)length, instance, &trap);
     PyEval_RestoreThread(thread);
     Py_XDECREF(joined);
@@ -1386,7 +1499,7 @@ look_up(PyObject *const *args, Py_ssize_t count, unsigned char *found)
         return false;
     }
     memset(found, 0, EXTERN_BYTES);
-    if (!stores.export_get(context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
+    if (!api.export_get(context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
                            (size_t)PyBytes_GET_SIZE(args[2]), found)) {
         PyErr_SetObject(PyExc_KeyError, args[2]);
         return false;
@@ -1521,7 +1634,7 @@ Quick_hand_over(Quick *self, PyObject *memory)
 {
     head *own = (head *)PyBytes_AS_STRING(memory);
     Gate *gate = self->callee.gate;
-    PyObject *futures = NULL, *key = NULL, *kept = NULL, *handed = NULL;
+    PyObject *key = NULL, *kept = NULL, *handed = NULL;
     Fiber *fiber = (Fiber *)self->fiber_type->tp_alloc(self->fiber_type, 0);
     if (fiber == NULL) {
         goto failed;
@@ -1529,17 +1642,15 @@ Quick_hand_over(Quick *self, PyObject *memory)
     fiber->memory = Py_NewRef(memory);
     fiber->handle = Py_NewRef((PyObject *)gate);
     handed = PyWeakref_NewRef((PyObject *)fiber, NULL);
-    futures = PyObject_GetAttr((PyObject *)gate, name_futures);
     key = PyLong_FromVoidPtr(own->future);
     kept = PyTuple_Pack(2, memory, Py_None);
-    if (handed == NULL || futures == NULL || key == NULL || kept == NULL ||
-        PyDict_SetItem(futures, key, kept) < 0) {
+    if (handed == NULL || key == NULL || kept == NULL ||
+        PyDict_SetItem(gate->futures, key, kept) < 0) {
         goto failed;
     }
     fiber->head = own;
     Py_XSETREF(gate->handed, handed);
     gate->handed_by = PyThread_get_thread_ident();
-    Py_DECREF(futures);
     Py_DECREF(key);
     Py_DECREF(kept);
     return (PyObject *)fiber;
@@ -1547,7 +1658,6 @@ failed:
     api.delete(own->future); /* the caller is inside */
     own->future = NULL;
     Py_XDECREF(handed);
-    Py_XDECREF(futures);
     Py_XDECREF(key);
     Py_XDECREF(kept);
     Py_XDECREF(fiber);
@@ -1711,22 +1821,27 @@ static PyTypeObject Quick_Type = {
 
 /* ---- the module ---- */
 
+/* bind((addresses), done, import, yielded, answered, abandon) */
 static PyObject *
 bind(PyObject *module, PyObject *args)
 {
-    unsigned long long unchecked, poll, call, delete, deadline, yielding;
-    PyObject *done, *import, *yielded, *answered, *left;
-    if (!PyArg_ParseTuple(args, "KKKKKKOOOOO", &unchecked, &poll, &call, &delete, &deadline,
-                          &yielding, &done, &import, &yielded, &answered, &left)) {
+    PyObject *addresses, *done, *import, *yielded, *answered, *left;
+    void *at[12];
+    if (!PyArg_ParseTuple(args, "O!OOOOO", &PyTuple_Type, &addresses, &done, &import, &yielded,
+                          &answered, &left)) {
         return NULL;
     }
-    api.call_unchecked = (void *(*)(void *, const void *, void *, size_t, void **))(uintptr_t)unchecked;
-    api.poll = (bool (*)(void *))(uintptr_t)poll;
-    api.call_async = (void *(*)(void *, const void *, const void *, size_t, void *, size_t, void **,
-                                void **))(uintptr_t)call;
-    api.delete = (void (*)(void *))(uintptr_t)delete;
-    api.set_deadline = (void (*)(void *, uint64_t))(uintptr_t)deadline;
-    api.set_yielding = (void *(*)(void *, uint64_t))(uintptr_t)yielding;
+    if (PyTuple_GET_SIZE(addresses) != (Py_ssize_t)(sizeof(at) / sizeof(at[0]))) {
+        PyErr_SetString(PyExc_ValueError, "the wrong number of functions");
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(addresses); index++) {
+        at[index] = take_address(PyTuple_GET_ITEM(addresses, index));
+        if (at[index] == NULL) {
+            return NULL;
+        }
+    }
+    memcpy(&api, at, sizeof(at)); /* in the order in which it names them */
     Py_XSETREF(state_done, Py_NewRef(done));
     Py_XSETREF(state_import, Py_NewRef(import));
     Py_XSETREF(state_yielded, Py_NewRef(yielded));
@@ -1766,13 +1881,11 @@ has_room(PyObject *module, PyObject *frames)
 static PyMethodDef methods[] = {
     {"has_room", has_room, METH_O, NULL},
     {"bind", bind, METH_VARARGS, NULL},
-    {"bind_stores", bind_stores, METH_VARARGS, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
     {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
     {"forked", forked, METH_NOARGS, NULL},
     {"import_callback", import_callback, METH_NOARGS, NULL},
     {"instantiate", (PyCFunction)(void (*)(void))instantiate, METH_FASTCALL, NULL},
-    {"open_store", (PyCFunction)(void (*)(void))open_store, METH_FASTCALL, NULL},
     {NULL},
 };
 
@@ -1786,15 +1899,18 @@ fill(PyObject *module)
             return -1;
         }
     }
-    name_current = PyUnicode_InternFromString("_current");
-    name_active = PyUnicode_InternFromString("active");
-    name_children = PyUnicode_InternFromString("_children");
-    name_close = PyUnicode_InternFromString("close");
-    name_detour = PyUnicode_InternFromString("_detour");
-    name_futures = PyUnicode_InternFromString("futures");
-    if (name_active == NULL || name_children == NULL || name_close == NULL ||
-        name_current == NULL || name_detour == NULL || name_futures == NULL) {
-        return -1;
+    const struct {
+        PyObject **name;
+        const char *text;
+    } names[] = {
+        {&name_active, "active"},   {&name_children, "_children"}, {&name_current, "_current"},
+        {&name_detour, "_detour"},  {&name_pointer, "pointer"},    {&name_popitem, "popitem"},
+    };
+    for (size_t index = 0; index < sizeof(names) / sizeof(names[0]); index++) {
+        *names[index].name = PyUnicode_InternFromString(names[index].text);
+        if (*names[index].name == NULL) {
+            return -1;
+        }
     }
     return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0 ||
                    PyModule_AddIntConstant(module, "HEAD_BYTES", sizeof(head)) < 0 ||

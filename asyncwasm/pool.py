@@ -23,7 +23,7 @@ from typing import Any
 import anyio
 
 from . import _log
-from ._driver.checkpoints import checkpoint_if_cancelled
+from ._driver.checkpoints import at_ease, checkpoint_if_cancelled
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
 from ._errors import Interrupted, LinkError, RangeError
@@ -60,12 +60,13 @@ class PoolStatistics:
 class _Plan:
     """How the pool makes an instance, until its module is replaced."""
 
-    __slots__ = ("_factory", "_template", "module", "pooled")
+    __slots__ = ("_factory", "_template", "alone", "engine", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
+        self.engine = module.engine
         self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None
@@ -73,6 +74,7 @@ class _Plan:
             self._factory = imports
         else:
             self._template = Template(module, imports)
+        self.alone = self._factory is None and module._artifact.stands_alone
 
     def prepare(self, store: Store) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""
@@ -356,7 +358,8 @@ class InstancePool:
     # taking and giving back
 
     async def _take(self) -> _Entry:
-        await checkpoint_if_cancelled()
+        if not at_ease():
+            await checkpoint_if_cancelled()
         loop = running_loop()
         waiter: _Waiter | None = None
         entry: _Entry | None = None
@@ -386,7 +389,11 @@ class InstancePool:
         if waiter is not None:
             entry = await self._wait(waiter)
         try:
-            return (entry is not None and self._lend(entry)) or await self._make()
+            return (
+                (entry is not None and self._lend(entry))
+                or self._make_alone(self._plan)
+                or await self._make(self._plan)
+            )
         except BaseException:
             self._leave(None)
             raise
@@ -422,8 +429,27 @@ class InstancePool:
         entry.instance.close()
         return None
 
-    async def _make(self) -> _Entry:
-        plan = self._plan
+    def _make_alone(self, plan: _Plan) -> _Entry | None:
+        """Make an instance that takes no time, None if it would, or there is no room in the pool."""
+        if not plan.alone:
+            return None
+        store = Store._lean(plan.engine, self._limits, plan.pooled)
+        try:
+            instance = Instance._alone(plan.module, store)
+        except RangeError:
+            instance = None  # it is found out the long way what it is about
+        with self._lock:
+            lent = instance is not None and not self._closed
+            if lent:
+                self._stores[store] = None
+                self._created += 1
+        if instance is None or not lent:
+            store.close()
+            self._check_open()
+            return None
+        return _Entry(instance, plan)
+
+    async def _make(self, plan: _Plan) -> _Entry:
         store = self._open(plan, plan.pooled)
         preparation: Preparation | None = None
         try:
@@ -455,8 +481,7 @@ class InstancePool:
 
     def _open(self, plan: _Plan, pooled: bool) -> Store:
         """Return a store for one more instance."""
-        store = Store(engine=plan.module.engine, limits=self._limits)
-        store.pooled = pooled
+        store = Store._lean(plan.engine, self._limits, pooled)
         with self._lock:
             self._check_open()
             self._stores[store] = None
@@ -494,43 +519,40 @@ class InstancePool:
                 store.fuel = self._limits.fuel
             kept = sound
         finally:
-            with self._lock:
-                del self._stores[store]
-                kept = kept and not self._closed and entry.plan is self._plan
-                if not kept:
-                    self._discarded += 1
-                dropped = self._drop_expired() if self._idle else None
             if not kept:
-                entry.instance.close()
-            if dropped:
-                _free(dropped)
-            self._leave(entry if kept else None)
+                store.close()  # first: the next in line gets the place, and its memory
+            self._leave(entry if kept else None, store)
 
-    def _leave(self, entry: _Entry | None) -> None:
-        """Give a place, and *entry* if there is one, to the next in line."""
+    def _leave(self, entry: _Entry | None, used: Store | None = None) -> None:
+        """Give a place, and *entry* if there is one, to the next in line; *used* has been lent."""
         with self._lock:
+            dropped = self._drop_expired() if self._idle else []
+            if used is not None:
+                del self._stores[used]
+            if entry is not None and (self._closed or entry.plan is not self._plan):
+                dropped.append(entry)
+                entry = None
+                self._discarded += 1
+            elif entry is None and used is not None:
+                self._discarded += 1
             while self._waiting:
                 waiter = self._waiting.popleft()
                 waiter.served = True
                 waiter.entry = entry
                 if waiter.signal.wake():  # pragma: no branch  # tested in another process
-                    return
-            dropped = None
-            if entry is not None:
-                if self._closed or entry.plan is not self._plan:
-                    self._discarded += 1
-                    dropped = entry
-                else:
+                    break
+            else:
+                if entry is not None:
                     entry.idle_since = self._now()
                     self._idle.append(entry)
-            self._places -= 1
-            if not self._places:
-                self._loop = None
-                closers, self._closers = self._closers, []
-                for closer in closers:
-                    closer.wake()
-        if dropped is not None:
-            dropped.instance.close()
+                self._places -= 1
+                if not self._places:
+                    self._loop = None
+                    closers, self._closers = self._closers, []
+                    for closer in closers:
+                        closer.wake()
+        if dropped:
+            _free(dropped)
 
     # what is idle; the caller holds the lock, and frees what it gets
 

@@ -18,7 +18,7 @@ if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
         from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
     except ImportError:
         pass  # it is optional
-_INTERFACE = 1  # of the file in C: the number there is raised with each change of what is here
+_INTERFACE = 2  # of the file in C: the number there is raised with each change of what is here
 if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
     speedups = None
     warnings.warn(
@@ -37,27 +37,22 @@ def bind() -> None:
         return
     from .fiber import ANSWERED, DONE, IMPORT, YIELDED, abandon
 
-    speedups.bind(
-        lib.address("wasmtime_func_call_unchecked"),
-        lib.address("wasmtime_call_future_poll"),
-        lib.address("wasmtime_func_call_async"),
-        lib.address("wasmtime_call_future_delete"),
-        lib.address("wasmtime_context_set_epoch_deadline"),
-        lib.address("wasmtime_context_epoch_deadline_async_yield_and_update"),
-        DONE,
-        IMPORT,
-        YIELDED,
-        ANSWERED,
-        abandon,
+    names = (  # in the order in which the accelerator has them
+        "wasmtime_func_call_unchecked",
+        "wasmtime_call_future_poll",
+        "wasmtime_func_call_async",
+        "wasmtime_call_future_delete",
+        "wasmtime_context_set_epoch_deadline",
+        "wasmtime_context_epoch_deadline_async_yield_and_update",
+        "wasmtime_store_new",
+        "wasmtime_store_context",
+        "wasmtime_store_limiter",
+        "wasmtime_store_delete",
+        "wasmtime_instance_new",
+        "wasmtime_instance_export_get",
     )
-    speedups.bind_stores(
-        lib.address("wasmtime_store_new"),
-        lib.address("wasmtime_store_context"),
-        lib.address("wasmtime_context_set_epoch_deadline"),
-        lib.address("wasmtime_store_limiter"),
-        lib.address("wasmtime_instance_new"),
-        lib.address("wasmtime_instance_export_get"),
-    )
+    addresses = tuple(lib.address(name) for name in names)
+    speedups.bind(addresses, DONE, IMPORT, YIELDED, ANSWERED, abandon)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=speedups.forked)
     _bound = True

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from .._errors import CompileError
-from . import pooling
+from . import accelerator, pooling
 from .errors import compile_error, take_error
 from .handles import Handle, was_forked
 from .library import ByteVec, PointerVec, lib, machine
@@ -54,6 +54,7 @@ def new_engine(
         getattr(lib, f"wasmtime_config_wasm_{name}_set")(config, enabled)
     if pool is not None:
         pooling.configure(config, pool)
+    accelerator.bind()  # stores come after engines
     return Handle(lib.wasm_engine_new_with_config(config), "wasm_engine_delete")
 
 

@@ -69,21 +69,15 @@ class _PureDirect:
 Direct: type[_PureDirect] = _PureDirect if speedups is None else speedups.Direct
 
 
-def open_direct(
-    function: _PureDirect,
-    handle: StoreHandle,
-    raw: tuple[int, int],
-    parameters: Row,
-    results: Row,
-    hold_seconds: float,
-) -> None:
-    """Have *function* call what *raw* stands for, if all values are plain enough."""
-    given: tuple[Any, Any] = parameters, results
-    if speedups is not None:
-        if not (plain(parameters) and plain(results)):
-            return
-        given = parameters.letters, results.letters
-    function._open(handle, handle.context, raw, *given, hold_seconds)
+def opening(parameters: Row, results: Row) -> tuple[Any, Any] | None:
+    """Return what `_open` takes for the types of a function, None if it is not called directly."""
+    if not (parameters.numeric and results.numeric):
+        return None
+    if speedups is None:
+        return parameters, results
+    if plain(parameters) and plain(results):
+        return parameters.letters, results.letters
+    return None
 
 
 def _caller(

@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .accelerator import speedups
-from .instances import open_store
 from .library import lib
 
 
@@ -70,47 +68,104 @@ FAR = 1 << 60  # ticks: 36 million years
 NEAR = 1
 
 
+# Of all stores: it is held for a moment, and views are few.
+_views_lock = threading.Lock()
+
+
 class _PureGate:
-    """Who is inside of a store, and what those who want in have to know."""
+    """A native store, its futures, and who is inside of it."""
 
     __slots__ = (
+        "_generation",
+        "awaited",
         "closing",
+        "context",
         "detour",
+        "dropped",
+        "engine",
+        "futures",
         "guarded",
         "handed",
         "handed_by",
         "lock",
         "near",
+        "open",
         "pending",
+        "pointer",
         "quick",
+        "views",
+        "waits",
         "yields",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Handle, ticks: int, limits: tuple[int, int, int, int, int]) -> None:
+        """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         self.lock: Any = threading.Lock()
+        self.awaited = False  # somebody waits until the guest that runs on a thread is outside
         self.closing = False  # the store is to be deleted by whoever leaves it last
         self.detour = False  # a direct call must look closer before it enters
         self.guarded = False  # guests of the store can hold references
-        self.pending = False  # whoever is inside has to finish the closing
-        self.yields = False  # the native store is set to yield, and insists on fibers
         self.near = False  # the guest yields at the next tick
+        self.open = True
+        self.pending = False  # whoever is inside has to finish the closing
         self.quick = False  # an awaited call may begin before anybody knows about it
+        self.views = 0  # of its memory; the native store lives on for them
+        self.waits = False  # guests may wait inside, for each other
+        self.yields = False  # the native store is set to yield, and insists on fibers
         self.handed: weakref.ref[Any] | None = None  # a fiber that waits for its operation
         self.handed_by = 0  # the thread that goes on with it
+        self.engine = engine  # keeps the engine alive
+        self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
+        self.dropped: list[Any] = []  # fibers, with what they own, to be freed by who is inside
+        self._generation = _Process.generation
+        self.pointer: int = lib.wasmtime_store_new(engine.pointer, None, None)
+        self.context: int = lib.wasmtime_store_context(self.pointer)
+        lib.wasmtime_context_set_epoch_deadline(self.context, ticks)
+        lib.wasmtime_store_limiter(self.pointer, *limits)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made the store."""
+        return self._generation == _Process.generation
 
     def mine(self) -> bool:
         """Whether this thread is known to be inside."""
         return False  # a plain lock does not say
+
+    def close(self) -> None:
+        """Delete the store, now or when the guest that runs on another thread has stopped."""
+        self.closing = self.pending = True
+        # If somebody is inside: whoever that is comes back here when it leaves.
+        while self.pending and self.lock.acquire(False):
+            self.pending = False
+            try:
+                self._finish()
+            finally:
+                self.lock.release()
+
+    def _finish(self) -> None:
+        self.open = False
+        while self.futures:
+            future, kept = self.futures.popitem()
+            if self.ours:
+                lib.wasmtime_call_future_delete(future)
+            del kept
+        with _views_lock:
+            if self.views:
+                return
+            pointer, self.pointer = self.pointer, 0
+        if pointer and self.ours:
+            lib.wasmtime_store_delete(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", 0):
+            self.close()
 
 
 if TYPE_CHECKING:
     Gate = _PureGate
 else:  # the one in C is its own lock
     Gate = _PureGate if speedups is None else speedups.Gate
-
-
-# Of all stores: it is held for a moment, and views are few.
-_views_lock = threading.Lock()
 
 
 class StoreHandle(Gate):
@@ -123,39 +178,7 @@ class StoreHandle(Gate):
     look at `pending`.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_generation",
-        "_views",
-        "awaited",
-        "context",
-        "dropped",
-        "engine",
-        "futures",
-        "open",
-        "pointer",
-        "waits",
-    )
-
-    def __init__(self, engine: Handle, ticks: int, limits: Sequence[int]) -> None:
-        """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
-        super().__init__()
-        self.open = True
-        self.dropped: list[Any] = []  # fibers, with what they own, to be freed by who is inside
-        self.awaited = False  # somebody waits until the guest that runs on a thread is outside
-        self.waits = False  # guests may wait inside, for each other
-        self.engine = engine  # keeps the engine alive
-        self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
-        self._views = 0
-        self._generation = _Process.generation
-        self.pointer: int
-        self.context: int
-        self.pointer, self.context = open_store(engine.pointer, ticks, *limits)
-
-    @property
-    def ours(self) -> bool:
-        """Whether this process made the store."""
-        return self._generation == _Process.generation
+    __slots__ = ("__weakref__",)
 
     def begin_yielding(self) -> None:
         """Have guests yield when their deadline has come, from now on. The caller is inside."""
@@ -176,35 +199,6 @@ class StoreHandle(Gate):
             _deadline_setter()(self.context, ticks)
             raise
 
-    def close(self) -> None:
-        """Delete the store, now or when the guest that runs on another thread has stopped."""
-        self.closing = self.pending = True
-        # If somebody is inside: whoever that is comes back here when it leaves.
-        while self.pending and self.lock.acquire(False):
-            self.pending = False
-            try:
-                self._finish()
-            finally:
-                self.lock.release()
-
-    def _finish(self) -> None:
-        if self.open:
-            self.open = False
-            self._delete_futures()
-        with _views_lock:
-            if self._views:
-                return
-            pointer, self.pointer = self.pointer, 0
-        if pointer and self.ours:
-            lib.wasmtime_store_delete(pointer)
-
-    def _delete_futures(self) -> None:
-        while self.futures:
-            future, kept = self.futures.popitem()
-            if self.ours:
-                lib.wasmtime_call_future_delete(future)
-            del kept
-
     def delete_future(self, future: int) -> None:
         """Delete *future*, if it is still there. The caller holds the lock."""
         if self.futures.pop(future, None) is not None and self.ours:
@@ -213,18 +207,14 @@ class StoreHandle(Gate):
     def add_view(self, view: object) -> None:
         """Keep the native store until *view* has been collected."""
         with _views_lock:
-            self._views += 1
+            self.views += 1
         weakref.finalize(view, self._drop_view).atexit = False
 
     def _drop_view(self) -> None:
         with _views_lock:
-            self._views -= 1
-            last = not self._views
+            self.views -= 1
+            last = not self.views
         if last and self.closing:
-            self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "pointer", 0):
             self.close()
 
 

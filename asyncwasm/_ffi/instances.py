@@ -1,8 +1,8 @@
 """
-Making a store, an instance in it, and finding what that exports: the life of a short guest.
+Making an instance, and finding what it exports: the life of a short guest.
 
 Rule 1: addresses in, addresses out: each of these is one step in C where the accelerator is.
-Rule 2: but for `open_store`, the caller is in the store.
+Rule 2: the caller is in the store.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import accelerator
 from .accelerator import speedups
 from .library import lib
 
@@ -20,14 +19,6 @@ EXTERN_BYTES = 32
 _Place = ctypes.c_ubyte * EXTERN_BYTES
 _Words = ctypes.c_size_t * 4
 _FUNCTION = struct.Struct("<8xQQ")
-
-
-def _open_store(engine: int, ticks: int, *limits: int) -> tuple[int, int]:
-    pointer = lib.wasmtime_store_new(engine, None, None)
-    context = lib.wasmtime_store_context(pointer)
-    lib.wasmtime_context_set_epoch_deadline(context, ticks)
-    lib.wasmtime_store_limiter(pointer, *limits)
-    return pointer, context
 
 
 def _instantiate(
@@ -57,8 +48,6 @@ def _find_function(context: int, instance: bytes, name: bytes) -> tuple[int, int
     return first, second, words[0], words[3]
 
 
-# (engine, ticks to the epoch deadline, *limits): the store and its context
-open_store: Callable[..., tuple[int, int]] = _open_store
 # (context, module, externs): error, trap, instance
 instantiate: Callable[[int, int, Sequence[Any]], tuple[int, int, bytes]] = _instantiate
 # (context, instance, name): the extern
@@ -67,13 +56,6 @@ find_export: Callable[[int, bytes, bytes], bytes] = _find_export
 find_function: Callable[[int, bytes, bytes], tuple[int, int, int, int]] = _find_function
 
 if speedups is not None:
-
-    def _open_first(engine: int, ticks: int, *limits: int) -> tuple[int, int]:
-        accelerator.bind()
-        pair: tuple[int, int] = speedups.open_store(engine, ticks, *limits)
-        return pair
-
-    open_store = _open_first
     instantiate = speedups.instantiate
     find_export = speedups.find_export
     find_function = speedups.find_function

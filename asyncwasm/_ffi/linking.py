@@ -103,9 +103,8 @@ def instantiate_directly(
     handle: StoreHandle, module: Handle, externs: Sequence[Extern]
 ) -> tuple[int, int, bytes]:
     """Instantiate without a fiber, and return (error, trap, instance)."""
-    return instances.instantiate(
-        handle.context, module.pointer, [bytes(each.memory) for each in externs]
-    )
+    given = [bytes(each.memory) for each in externs] if externs else ()
+    return instances.instantiate(handle.context, module.pointer, given)
 
 
 def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:

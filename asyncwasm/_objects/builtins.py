@@ -23,7 +23,8 @@ from .._binary import Import, ModuleInfo
 from .._errors import Trap, TrapCode
 from .._ffi.arrays import CodeUnits
 from .._reader import Field, SubType
-from .._runtime.store import HostFunction, Store
+from .._runtime.host import HostFunction
+from .._runtime.store import Store
 from .._types import FunctionType, ValueType
 
 MAX_CHARACTERS = (1 << 29) - 24  # in a string that is made here; V8's limit

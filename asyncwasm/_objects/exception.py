@@ -105,7 +105,7 @@ class WasmException(WasmError):
             store.handle, store.references, self.tag._extern, self.tag.type, fields
         )
         self._root = (store, root)
-        store.known["exception", externs.exception_identity(store.handle, root)] = self
+        store.remember(("exception", externs.exception_identity(store.handle, root)), self)
         return trap
 
     def __reduce__(self) -> Any:
@@ -136,7 +136,7 @@ def _thrown(store: Store, tag: Extern, fields: list[Any], root: Root) -> BaseExc
     self = WasmException.__new__(WasmException)
     self._setup(owner, fields)
     self._root = (store, root)
-    store.known[identity] = self
+    store.remember(identity, self)
     return self
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from .._errors import SuspendError
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
-from .._ffi.direct import Direct, call_prepared, open_direct
+from .._ffi.direct import Direct, call_prepared, opening
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
+from .._runtime.host import HostFunction, cannot_cross, crosses_not
 from .._runtime.operation import Call
 from .._runtime.running import run
-from .._runtime.store import HostFunction, Store, cannot_cross, crosses_not
+from .._runtime.store import Store
 from .._types import FunctionType, ValueType, function_type
 from . import guard
 from .storeobject import StoreObject, ambient_or
@@ -80,7 +81,16 @@ def host_function(
 class Shape:
     """What all functions of one type have in common; worth keeping where many are made."""
 
-    __slots__ = ("concrete", "direct", "lengthy", "parameters", "refused", "results", "type")
+    __slots__ = (
+        "concrete",
+        "direct",
+        "lengthy",
+        "opening",
+        "parameters",
+        "refused",
+        "results",
+        "type",
+    )
 
     def __init__(self, type: FunctionType, concrete: Sequence[int] = ()) -> None:
         self.type = type
@@ -89,6 +99,7 @@ class Shape:
         self.parameters: Row = row(type.parameters)
         self.results: Row = row(type.results)
         self.direct = self.parameters.numeric and self.results.numeric
+        self.opening = opening(self.parameters, self.results)
         self.lengthy = 0  # above it while awaited calls of the function take long
 
     def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
@@ -162,15 +173,9 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         self._shape = shape
         self._name = name
         self._quick = None
-        if shape.direct:
-            open_direct(
-                self,
-                store.handle,
-                raw,
-                shape.parameters,
-                shape.results,
-                guard.BLOCKING_SECONDS,
-            )
+        if shape.opening is not None:
+            handle = store.handle
+            self._open(handle, handle.context, raw, *shape.opening, guard.BLOCKING_SECONDS)
         return self
 
     def _quick_way(self) -> Quick:
@@ -368,7 +373,7 @@ class Function(ExportedFunction):
 
     def _bind(self, store: Store) -> Extern:
         extern = super()._bind(store)
-        store.known[function_identity(extern.raw)] = self
+        store.remember(function_identity(extern.raw), self)
         return extern
 
     # A call from Python needs no wasm in between: the conversions are all there is to see.

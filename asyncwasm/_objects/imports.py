@@ -17,7 +17,8 @@ from .._errors import LinkError, RangeError
 from .._ffi.externs import Extern
 from .._runtime.artifact import Artifact
 from .._runtime.config import Limits
-from .._runtime.store import HostFunction, Store
+from .._runtime.host import HostFunction
+from .._runtime.store import Store
 from .._types import (
     FunctionType,
     GlobalType,

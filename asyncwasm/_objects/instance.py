@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import anyio
@@ -35,34 +34,32 @@ class Exports(Mapping[str, Any]):
     Names that are identifiers, and no methods of mappings, are attributes too.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_declared", "_make")
+    # What has been asked for is also an attribute, so that it is found at once the next time.
+    __slots__ = ("__dict__", "__weakref__", "_declared", "_home", "_made")
 
-    _cache: dict[str, Any]
     _declared: dict[str, Export]
-    _make: Callable[[Export], Any]
-
-    def __init__(self, declared: dict[str, Export], make: Callable[[Export], Any]) -> None:
-        object.__setattr__(self, "_cache", {})
-        object.__setattr__(self, "_declared", declared)
-        object.__setattr__(self, "_make", make)
+    _home: tuple[Store, bytes, Module]  # not the instance: that would be a cycle
+    _made: dict[str, Any]
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return self._cache[name]
-        except KeyError:
-            value = self._cache[name] = self._make(self._declared[name])
-            return value
+        made = self._made.get(name)
+        return self._find(self._declared[name]) if made is None else made
 
     def __getattr__(self, name: str) -> Any:
-        # Found only for what is no attribute yet; the cache makes the next look-up short.
-        try:
-            return self._cache[name]
-        except KeyError:
-            if name not in self._declared:
-                raise AttributeError(
-                    f"the instance has no export {name!r}", name=name, obj=self
-                ) from None
-            return self[name]
+        # Called for what is no attribute yet.
+        declared = self._declared.get(name)
+        if declared is None:
+            raise AttributeError(f"the instance has no export {name!r}", name=name, obj=self)
+        made = self._made.get(name)
+        return self._find(declared) if made is None else made
+
+    def _find(self, declared: Export) -> Any:
+        store, raw, module = self._home
+        name = declared.name
+        value = self._made[name] = _export(store, raw, module, declared)
+        if name not in _METHODS:
+            self.__dict__[name] = value
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"exports are read-only: cannot set {name!r}")
@@ -92,11 +89,25 @@ class Exports(Mapping[str, Any]):
         )
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *(name for name in self._declared if name.isidentifier())]
+        return [*{*super().__dir__(), *(name for name in self._declared if name.isidentifier())}]
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}: {each.kind}" for each in self._declared.values())
         return f"<asyncwasm exports {{{shown}}}>"
+
+
+_METHODS = frozenset(dir(Exports))
+_set_declared = Exports._declared.__set__  # type: ignore[attr-defined]  # past `__setattr__`
+_set_home = Exports._home.__set__  # type: ignore[attr-defined]
+_set_made = Exports._made.__set__  # type: ignore[attr-defined]
+
+
+def _exports(store: Store, raw: bytes, module: Module) -> Exports:
+    made = Exports.__new__(Exports)
+    _set_declared(made, module._artifact.exports)
+    _set_home(made, (store, raw, module))
+    _set_made(made, {})
+    return made
 
 
 class Template:
@@ -253,6 +264,29 @@ class Instance:
         self._setup(preparation, raw)
         return self
 
+    @classmethod
+    def _alone(cls, module: Module, store: Store) -> Instance | None:
+        """
+        Instantiate *module*, which `stands_alone`, in *store*, which is new; None: it takes longer.
+
+        Raises:
+            Trap: If a segment does not fit.
+            RangeError: If the module needs more of anything than it can have.
+        """
+        artifact = module._artifact
+        store.bind(artifact.engine, artifact)
+        if not (store.direct and artifact.has(store.variant)):
+            return None
+        made = instantiate_now(store, artifact)
+        if not isinstance(made, bytes):
+            raise Instantiation(store, artifact, ()).failed(*made)
+        self = cls.__new__(cls)
+        self._module = module
+        self._store = store
+        self._owned = True
+        self._raw = made
+        return self
+
     def _setup(self, preparation: Preparation, raw: bytes) -> None:
         self._module = preparation.module
         self._store = preparation.store
@@ -269,8 +303,7 @@ class Instance:
         found: Exports | None = self.__dict__.get("_exports")
         if found is None:
             # In one step: several threads may ask at once, and all of them get the same.
-            make = partial(_export, self._store, self._raw, self._module)
-            made = Exports(self._module._artifact.exports, make)
+            made = _exports(self._store, self._raw, self._module)
             found = self.__dict__.setdefault("_exports", made)
         return found
 
@@ -347,7 +380,7 @@ def _function(
             concrete = concrete_kinds(type.parameters, module._artifact.kinds)
             shape = shapes[declared.name] = Shape(type, concrete)
         known = ExportedFunction._from_shape(store, raw, shape, str(declared.index))
-        store.known[identity] = known
+        store.remember(identity, known)
     elif not known._name:  # met in a table before
         known._name = str(declared.index)
     return known

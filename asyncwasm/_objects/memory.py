@@ -111,7 +111,8 @@ class Memory(StoreObject):
             identity = ("shared", self._shared.identity)
             known: Memory | None = store.known.get(identity)
             if known is None:
-                store.known[identity] = known = self
+                store.remember(identity, self)
+                known = self
             return known
         self._attach(store, extern)
         return self
@@ -133,7 +134,7 @@ class Memory(StoreObject):
                 expected="a memory of the same engine",
                 actual=repr(self),
             )
-        store.known["shared", self._shared.identity] = self
+        store.remember(("shared", self._shared.identity), self)
         return self._shared.extern()
 
     def _check_limits(self, limits: Limits) -> None:

@@ -55,7 +55,7 @@ class StoreObject:
                     except BaseException:
                         self._store = None
                         raise
-                    store.known[self._extern.key] = self
+                    store.remember(self._extern.key, self)
                 extern = self._extern
         if self._store is not store:
             raise other_store(self)
@@ -65,7 +65,7 @@ class StoreObject:
         """Become the object for *extern*, which exists."""
         self._store = store
         self._extern = extern
-        store.known[extern.key] = self
+        store.remember(extern.key, self)
         return self
 
 

@@ -75,7 +75,7 @@ class _PythonTag(Tag):
         with store.entered():
             store.opened()
             extern = store.python_tag
-        store.known[extern.key] = self
+        store.remember(extern.key, self)
         return extern
 
     def __repr__(self) -> str:

@@ -100,6 +100,11 @@ class Artifact:
         return self._shared_bytes
 
     @property
+    def stands_alone(self) -> bool:
+        """Whether it imports nothing, and nothing that runs long or is shared comes with it."""
+        return not self.info.imports and self.info.start is None and not self.shares_memory
+
+    @property
     def shares_memory(self) -> bool:
         """Whether guests can wait for each other at a shared memory, in which they do not yield."""
         return self.imports_shared_memory or self.shared_bytes > 0

@@ -13,8 +13,9 @@ from .._ffi.fiber import DONE, Fiber, State
 from .._ffi.linking import Linker, instantiate_directly
 from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
+from .host import HostFunction
 from .operation import Operation
-from .store import HostFunction, Store
+from .store import Store
 
 # What the library says when a guest wants more than a store may hold, and the limit.
 _LIMITS = {
@@ -35,8 +36,9 @@ def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]
     """
     started = perf_counter()
     native = artifact.native(store.variant)
-    with store.entered():
-        handle = store.opened()
+    handle = store.handle
+    with handle.lock:  # nobody else has met the store
+        store.opened()
         store.admit(artifact)
         error, trap, instance = instantiate_directly(handle, native, ())
     if handle.pending:

@@ -37,7 +37,8 @@ from .._ffi.fiber import (
 from .._ffi.handles import StoreHandle
 
 if TYPE_CHECKING:
-    from .store import HostFunction, Store
+    from .host import HostFunction
+    from .store import Store
 
 
 class HostCall:

@@ -10,21 +10,19 @@ Rule 3: identity is cached here: one Python object for one wasm object, as long 
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
 from .._ffi import errors, externs
 from .._ffi.accelerator import speedups
-from .._ffi.codec import Row, row
 from .._ffi.direct import plain_host
 from .._ffi.externs import Extern, Root
 from .._ffi.fiber import Fiber, abandon
@@ -36,138 +34,19 @@ from .._ffi.scope import new_scope_function, root_scope
 from .._ffi.types import function_type as native_function_type
 from .._types import FunctionType, TagType
 from .artifact import Artifact, Variant
-from .config import DIRECT_STACK_BYTES, Limits
+from .config import Limits
 from .engine import Engine, default_engine
+from .host import HostFunction
+from .known import Known, OnDemand
 from .operation import HostCall, Lane, Operation, current
 
 T = TypeVar("T")
 
 _UNLIMITED = Limits()
+_NONE: list[Any] = []  # stays empty
 _PYTHON_TAG_TYPE = TagType(["externref"])
 
 ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
-
-
-def crosses_not(type: FunctionType) -> bool:
-    """Return whether a value of the function's type cannot cross between wasm and Python."""
-    return any(each.heap in ("exn", "noexn") for each in (*type.parameters, *type.results))
-
-
-def cannot_cross(type: FunctionType) -> TypeError:
-    """Return the error for a call of such a function."""
-    return TypeError(f"exception references cannot cross between wasm and Python: {type}")
-
-
-class HostFunction:
-    """A Python callable that guests of one store can call."""
-
-    __slots__ = (
-        "callable",
-        "concrete_results",
-        "name",
-        "parameters",
-        "refused",
-        "results",
-        "suspending",
-    )
-
-    def __init__(
-        self,
-        callable: Callable[..., Any],
-        type: FunctionType,
-        suspending: bool,
-        name: str,
-        concrete_results: Sequence[int] = (),
-    ) -> None:
-        self.callable = callable
-        self.parameters: Row = row(type.parameters)
-        self.results: Row = row(type.results)
-        self.suspending = suspending
-        self.name = name
-        self.refused = crosses_not(type)
-        self.concrete_results = concrete_results
-
-    def result_values(self, value: Any) -> Sequence[Any]:
-        """Return *value* as one value a result type."""
-        wanted = len(self.results.types)
-        if wanted == 1:
-            return (value,)
-        try:
-            values = tuple(value)
-        except TypeError:
-            raise TypeError(
-                f"{self.name} has {wanted} results, so it must return an iterable, "
-                f"got {type(value).__name__}"
-            ) from None
-        if len(values) != wanted:
-            raise TypeError(f"{self.name} has {wanted} results, got {len(values)}")
-        return values
-
-    def checked(self, value: Any) -> Any:
-        """Return the result of a function that is not suspending; a coroutine is an error."""
-        if inspect.iscoroutine(value):
-            value.close()
-            raise TypeError(
-                f"{self.name} returned a coroutine; wrap the callable with asyncwasm.Suspending, "
-                "or define it with `async def`"
-            )
-        return value
-
-
-class _OnDemand(Generic[T]):
-    """
-    An attribute of a store that is made when it is first asked for.
-
-    Most stores live for one call or two, and need few of them.
-    """
-
-    def __init__(self, make: Callable[[Store], T]) -> None:
-        self._make = make
-
-    def __set_name__(self, owner: type[Store], name: str) -> None:
-        self._name = name
-
-    def __get__(self, store: Store | None, owner: type[Store]) -> T:
-        if store is None:  # somebody looks at the class
-            raise AttributeError(self._name)
-        # In one step: several threads may ask at once, and all of them get the same.
-        made: T = store.__dict__.setdefault(self._name, self._make(store))
-        return made
-
-
-class Known:
-    """
-    The objects of a store by what they are, held weakly.
-
-    Leaner than a WeakValueDictionary, which costs more to make than most stores put there. What
-    has been collected is swept out when it may be half of all.
-    """
-
-    __slots__ = ("_references", "_sweep_at")
-
-    def __init__(self) -> None:
-        self._references: dict[tuple[Any, ...], weakref.ref[Any]] = {}
-        self._sweep_at = 64
-
-    def get(self, identity: tuple[Any, ...]) -> Any:
-        """Return the object, None if there is none."""
-        reference = self._references.get(identity)
-        return None if reference is None else reference()
-
-    def __setitem__(self, identity: tuple[Any, ...], value: object) -> None:
-        references = self._references
-        references[identity] = weakref.ref(value)
-        if len(references) >= self._sweep_at:
-            for key, reference in list(references.items()):
-                # Whoever has put another one there meanwhile, put one that lives.
-                if reference() is None and references.get(key) is reference:
-                    del references[key]
-            self._sweep_at = max(64, 2 * len(references))
-
-    def values(self) -> list[Any]:
-        """Return those that are alive."""
-        found = [reference() for reference in list(self._references.values())]
-        return [each for each in found if each is not None]
 
 
 class Store:
@@ -212,29 +91,44 @@ class Store:
         self._limits = limits or _UNLIMITED
         self._fuel = self._limits.fuel  # to begin with
         self._interleave = bool(interleave)
-        self._closed = False
-        self._native: StoreHandle | None = None
-        self._variant: Variant | None = None
-        self.pooled = False  # whether its memory comes from the engine's pool, if there is one
         self._bind_lock = threading.RLock()
-        self._python_tag: Extern | None = None
-        self._stride = NEAR
-        self._scope: tuple[int, int] | None = None  # a function, see `root_scope`
-        self._raised = False  # whether a Python exception has come out of a guest
-        self._disturbed = False
-        self.hosts: list[HostFunction] = []
-        self.plain_hosts: list[Any] = []  # the same for the accelerator, None for what is not plain
 
+    @classmethod
+    def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
+        """Return what the constructor does, for arguments that have been checked."""
+        self = cls.__new__(cls)
+        self._engine = engine
+        self._sync_deadline_seconds = None
+        self._limits = limits or _UNLIMITED
+        self._fuel = self._limits.fuel
+        self._interleave = False
+        self._bind_lock = threading.RLock()
+        self.pooled = pooled
+        return self
+
+    # to begin with
+    _closed = False
+    _native: StoreHandle | None = None
+    _variant: Variant | None = None
+    pooled = False  # whether its memory comes from the engine's pool, if there is one
+    _python_tag: Extern | None = None
+    _stride = NEAR
+    _scope: tuple[int, int] | None = None  # a function, see `root_scope`
+    _raised = False  # whether a Python exception has come out of a guest
+    _disturbed = False
+    known = Known()  # by native name; functions by what they are. Stays empty: see `remember`
+    hosts: list[HostFunction] = _NONE
+    plain_hosts: list[Any] = _NONE  # the same for the accelerator, None for what is not plain
+
+    # when they are first wanted; most stores live for one call or two, and need few of them
     # one for each `with` around
-    _tokens: _OnDemand[list[Token[Store | None]]] = _OnDemand(lambda _: [])
-    _operations: _OnDemand[weakref.WeakKeyDictionary[Operation, None]] = _OnDemand(
+    _tokens: OnDemand[list[Token[Store | None]]] = OnDemand(lambda _: [])
+    _operations: OnDemand[weakref.WeakKeyDictionary[Operation, None]] = OnDemand(
         lambda _: weakref.WeakKeyDictionary()
     )
-    root: _OnDemand[Lane] = _OnDemand(lambda _: Lane())
-    # what is known by its native name; functions by what they are
-    known: _OnDemand[Known] = _OnDemand(lambda _: Known())
+    root: OnDemand[Lane] = OnDemand(lambda _: Lane())
     # the host values; the store is bound
-    references: _OnDemand[References] = _OnDemand(lambda store: References(store.handle, store))
+    references: OnDemand[References] = OnDemand(lambda store: References(store.handle, store))
 
     # life
 
@@ -252,11 +146,10 @@ class Store:
         for operation in self._alive():
             operation.interrupt("closed")
             operation.dismiss()
-        if "known" in self.__dict__:
-            for value in self.known.values():
-                store_closed = getattr(value, "_store_closed", None)
-                if store_closed is not None:
-                    store_closed()
+        for value in self.known.values():
+            store_closed = getattr(value, "_store_closed", None)
+            if store_closed is not None:
+                store_closed()
         if self._native is not None:
             self._native.detour = True
             self._native.close()
@@ -367,14 +260,15 @@ class Store:
                         "compile it with engine=store.engine"
                     )
                 limits = self._limits
-                variant = (artifact or engine).variant(limits.fuel is not None)
-                self._variant = engine.pooled(variant) if self.pooled else variant
+                fuel = limits.fuel is not None
+                variant = (artifact or engine).variant(fuel)
+                self._variant = variant = engine.pooled(variant) if self.pooled else variant
                 handle = StoreHandle(
-                    engine.native(self._variant),
+                    engine.native(variant),
                     FAR,
                     _UNLIMITED_NATIVE if limits is _UNLIMITED else _native(limits),
                 )
-                if limits.fuel is not None:
+                if fuel:
                     lib.wasmtime_context_set_fuel(handle.context, self._fuel)
                 if self._sync_deadline_seconds is not None or not self.direct:
                     handle.detour = True
@@ -641,7 +535,7 @@ class Store:
     @property
     def direct(self) -> bool:
         """Whether guests may run on the calling thread's own stack: they reach no host function."""
-        return not self.hosts and (self.engine.config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES)
+        return not self.hosts and self.engine.fits_threads
 
     @property
     def asynchronous(self) -> bool:
@@ -692,6 +586,8 @@ class Store:
 
     def add_host(self, host: HostFunction) -> int:
         """Give *host* a number."""
+        if not self.hosts:
+            self.hosts, self.plain_hosts = [], []
         self.hosts.append(host)
         self.plain_hosts.append(
             plain_host(host.callable, host.parameters, host.results, host.suspending)
@@ -723,12 +619,19 @@ class Store:
         raw: tuple[int, int] = function._raw_in(self)
         return raw
 
+    def remember(self, identity: tuple[Any, ...], value: object) -> None:
+        """Have *value* be known as long as it lives."""
+        known = self.__dict__.get("known")
+        if known is None:  # in one step: of several threads that ask at once all get the same
+            known = self.__dict__.setdefault("known", Known())
+        known[identity] = value
+
     def function_from_raw(self, raw: tuple[int, int]) -> Any:
         identity = externs.function_identity(raw)
         known = self.known.get(identity)
         if known is None:
             known = self.function_maker(self, raw, externs.function_type(self.handle, raw))
-            self.known[identity] = known
+            self.remember(identity, known)
         return known
 
     # exceptions
@@ -832,18 +735,15 @@ _MAX_TABLE = 10_000_000  # entries
 _MAX_MEMORY = 1 << 34  # bytes
 
 
-def _native(limits: Limits) -> tuple[int, ...]:
+def _native(limits: Limits) -> tuple[int, int, int, int, int]:
     """Return *limits* as the library takes them: -1 is unlimited."""
-    most = limits.table_elements
-    return tuple(
-        -1 if value is None else value
-        for value in (
-            _MAX_MEMORY if limits.memory_bytes is None else limits.memory_bytes,
-            _MAX_TABLE if most is None else min(most, _MAX_TABLE),
-            limits.instances,
-            limits.tables,
-            limits.memories,
-        )
+    memory, table = limits.memory_bytes, limits.table_elements
+    return (
+        _MAX_MEMORY if memory is None else memory,
+        _MAX_TABLE if table is None else min(table, _MAX_TABLE),
+        -1 if limits.instances is None else limits.instances,
+        -1 if limits.tables is None else limits.tables,
+        -1 if limits.memories is None else limits.memories,
     )
 
 

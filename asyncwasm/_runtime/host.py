@@ -1,0 +1,76 @@
+"""Host functions: Python callables that guests can call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._ffi.codec import Row, row
+from .._types import FunctionType
+
+
+def crosses_not(type: FunctionType) -> bool:
+    """Return whether a value of the function's type cannot cross between wasm and Python."""
+    return any(each.heap in ("exn", "noexn") for each in (*type.parameters, *type.results))
+
+
+def cannot_cross(type: FunctionType) -> TypeError:
+    """Return the error for a call of such a function."""
+    return TypeError(f"exception references cannot cross between wasm and Python: {type}")
+
+
+class HostFunction:
+    """A Python callable that guests of one store can call."""
+
+    __slots__ = (
+        "callable",
+        "concrete_results",
+        "name",
+        "parameters",
+        "refused",
+        "results",
+        "suspending",
+    )
+
+    def __init__(
+        self,
+        callable: Callable[..., Any],
+        type: FunctionType,
+        suspending: bool,
+        name: str,
+        concrete_results: Sequence[int] = (),
+    ) -> None:
+        self.callable = callable
+        self.parameters: Row = row(type.parameters)
+        self.results: Row = row(type.results)
+        self.suspending = suspending
+        self.name = name
+        self.refused = crosses_not(type)
+        self.concrete_results = concrete_results
+
+    def result_values(self, value: Any) -> Sequence[Any]:
+        """Return *value* as one value a result type."""
+        wanted = len(self.results.types)
+        if wanted == 1:
+            return (value,)
+        try:
+            values = tuple(value)
+        except TypeError:
+            raise TypeError(
+                f"{self.name} has {wanted} results, so it must return an iterable, "
+                f"got {type(value).__name__}"
+            ) from None
+        if len(values) != wanted:
+            raise TypeError(f"{self.name} has {wanted} results, got {len(values)}")
+        return values
+
+    def checked(self, value: Any) -> Any:
+        """Return the result of a function that is not suspending; a coroutine is an error."""
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError(
+                f"{self.name} returned a coroutine; wrap the callable with asyncwasm.Suspending, "
+                "or define it with `async def`"
+            )
+        return value

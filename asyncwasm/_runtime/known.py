@@ -1,0 +1,70 @@
+"""What a store knows of, and what it makes when it is first asked for: most stores live briefly."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from .store import Store
+
+T = TypeVar("T")
+
+
+class OnDemand(Generic[T]):
+    """
+    An attribute of a store that is made when it is first asked for.
+
+    Most stores live for one call or two, and need few of them.
+    """
+
+    def __init__(self, make: Callable[[Store], T]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type[Store], name: str) -> None:
+        self._name = name
+
+    def __get__(self, store: Store | None, owner: type[Store]) -> T:
+        if store is None:  # somebody looks at the class
+            raise AttributeError(self._name)
+        # In one step: several threads may ask at once, and all of them get the same.
+        made: T = store.__dict__.setdefault(self._name, self._make(store))
+        return made
+
+
+class Known:
+    """
+    The objects of a store by what they are, held weakly.
+
+    Leaner than a WeakValueDictionary, which costs more to make than most stores put there. What
+    has been collected is swept out when it may be half of all.
+    """
+
+    __slots__ = ("_references", "_sweep_at")
+
+    def __init__(self) -> None:
+        self._references: dict[tuple[Any, ...], weakref.ref[Any]] = {}
+        self._sweep_at = 64
+
+    def get(self, identity: tuple[Any, ...]) -> Any:
+        """Return the object, None if there is none."""
+        reference = self._references.get(identity)
+        return None if reference is None else reference()
+
+    def __setitem__(self, identity: tuple[Any, ...], value: object) -> None:
+        references = self._references
+        references[identity] = weakref.ref(value)
+        if len(references) >= self._sweep_at:
+            for key, reference in list(references.items()):
+                # Whoever has put another one there meanwhile, put one that lives.
+                if reference() is None and references.get(key) is reference:
+                    del references[key]
+            self._sweep_at = max(64, 2 * len(references))
+
+    def values(self) -> list[Any]:
+        """Return those that are alive."""
+        if not self._references:
+            return []
+        found = [reference() for reference in list(self._references.values())]
+        return [each for each in found if each is not None]
