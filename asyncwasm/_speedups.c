@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 2 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 4 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -54,8 +54,10 @@ _Static_assert(sizeof(api) == 12 * sizeof(void *), "bind() fills it as an array"
 static uint64_t generation; /* counts forks */
 
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
-static PyObject *name_active, *name_children, *name_current, *name_detour, *name_pointer,
-    *name_popitem;
+static PyObject *current_call; /* the context variable, and what it is set to while hosts run */
+static PyObject *call_type;
+static PyObject *name_active, *name_begun, *name_children, *name_current, *name_detour,
+    *name_outcome, *name_pointer, *name_popitem;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -127,6 +129,7 @@ typedef struct {
     void *store, *context;
     PyObject *engine;  /* is kept alive */
     PyObject *futures; /* dict: pointer -> what must outlive it */
+    PyObject *answering; /* what runs a host before anybody knows of the call, or NULL */
     PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside */
     uint64_t generation;
     unsigned long owner;     /* the thread that came in last to run Python code inside */
@@ -401,6 +404,7 @@ static PyMemberDef Gate_members[] = {
     {"views", T_INT, offsetof(Gate, views), 0, NULL},
     {"waits", T_BOOL, offsetof(Gate, waits), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
+    {"answering", T_OBJECT, offsetof(Gate, answering), READONLY, NULL},
     {"dropped", T_OBJECT, offsetof(Gate, dropped), READONLY, NULL},
     {"engine", T_OBJECT, offsetof(Gate, engine), READONLY, NULL},
     {"futures", T_OBJECT, offsetof(Gate, futures), READONLY, NULL},
@@ -412,6 +416,7 @@ static PyMemberDef Gate_members[] = {
 static int
 Gate_traverse(Gate *self, visitproc visit, void *arg)
 {
+    Py_VISIT(self->answering);
     Py_VISIT(self->dropped);
     Py_VISIT(self->engine);
     Py_VISIT(self->futures);
@@ -434,6 +439,7 @@ Gate_dealloc(Gate *self)
     }
     PyObject_GC_UnTrack(self);
     Gate_clear(self);
+    Py_CLEAR(self->answering);
     Py_CLEAR(self->dropped);
     Py_CLEAR(self->futures);
     Py_CLEAR(self->engine);
@@ -633,6 +639,21 @@ static inline bool
 is_free(const Gate *gate)
 {
     return !(gate->inside || gate->waiting || gate->closing || gate->generation != generation);
+}
+
+/* Take the exception that is on its way, with its traceback. */
+static PyObject *
+take_raised(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
 }
 
 /* Raise the exception that somebody has made, if it has been made. */
@@ -929,15 +950,7 @@ on_step(void *env)
         if (action != NULL) {
             PyObject *done = PyObject_CallNoArgs(action);
             if (done == NULL) {
-                PyObject *type, *value, *traceback;
-                PyErr_Fetch(&type, &value, &traceback);
-                PyErr_NormalizeException(&type, &value, &traceback);
-                if (traceback != NULL) {
-                    PyException_SetTraceback(value, traceback);
-                }
-                Py_XSETREF(fiber->failure, value);
-                Py_XDECREF(type);
-                Py_XDECREF(traceback);
+                Py_XSETREF(fiber->failure, take_raised());
                 self->flag = 0;
             }
             else {
@@ -1110,13 +1123,63 @@ Fiber_poll(Fiber *self, PyObject *unused)
 
 /* The host that the guest has called, NULL if it has to be called the slow way. */
 static Host *
-requested_host(head *own, PyObject *hosts)
+requested_host(const head *own, PyObject *hosts)
 {
     PyObject *entry = own->requested && PyList_CheckExact(hosts) &&
                               (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
                           ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
                           : NULL;
     return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+}
+
+/* Call the host with the arguments of the request. */
+static PyObject *
+call_host(const head *own, const Host *host)
+{
+    PyObject *values[MOST_VALUES + 1] = {NULL}, *answer = NULL;
+    Py_ssize_t made = 0, wanted = host->signature.parameters;
+    const unsigned char *from = (const unsigned char *)(uintptr_t)own->arguments;
+    while (made < wanted) {
+        PyObject *value = decode(host->signature.letters[made], from + VAL_BYTES * made + 8);
+        if (value == NULL) {
+            break;
+        }
+        values[++made] = value;
+    }
+    if (made == wanted) {
+        answer = PyObject_Vectorcall(host->callable, values + 1,
+                                     made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    while (made > 0) {
+        Py_DECREF(values[made--]);
+    }
+    if (answer != NULL && !host->suspending && PyErr_CheckSignals() < 0) {
+        Py_CLEAR(answer);
+    }
+    return answer;
+}
+
+/* Have hosts see `call` as what they run for; NULL with an exception, else for `leave_call`. */
+static PyObject *
+enter_call(PyObject *call)
+{
+    return call == NULL ? NULL : PyContextVar_Set(current_call, call);
+}
+
+/* Undo that; keeps an exception that is on its way. */
+static void
+leave_call(PyObject *call, PyObject *token)
+{
+    PyObject *type, *value, *traceback;
+    if (call == NULL) {
+        return;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    if ((token != NULL && PyContextVar_Reset(current_call, token) < 0) ||
+        PyObject_SetAttr(call, name_active, Py_False) < 0) {
+        PyErr_WriteUnraisable(current_call);
+    }
+    PyErr_Restore(type, value, traceback);
 }
 
 /* Answer the request with what its host has returned; false if that has to be done the slow way. */
@@ -1172,7 +1235,7 @@ Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
 }
 
 /*
- * advance(gate, hosts, variable, call type, operation, seconds, awaits)
+ * advance(gate, hosts, operation, seconds, awaits)
  *     -> state | (value,) | (None, exception) | (awaitable, call, token)
  *
  * Poll, and answer requests of plain hosts, until something else is to be done or the time is
@@ -1183,14 +1246,14 @@ Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 7 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
-        PyErr_SetString(PyExc_TypeError,
-                        "advance(gate, hosts, variable, call type, operation, seconds, awaits)");
+    if (count != 5 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "advance(gate, hosts, operation, seconds, awaits)");
         return NULL;
     }
     Gate *gate = (Gate *)args[0];
-    PyObject *hosts = args[1], *call = NULL, *token = NULL, *result = NULL;
-    double end = PyFloat_AsDouble(args[5]);
+    PyObject *operation = args[2], *call = NULL, *token = NULL, *result = NULL;
+    double end = PyFloat_AsDouble(args[3]);
+    bool awaits = args[4] == Py_True;
     head *own = self->head;
     if (end == -1.0 && PyErr_Occurred()) {
         return NULL;
@@ -1223,96 +1286,53 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             result = Py_NewRef(state_yielded);
             break;
         }
-        Host *host = requested_host(own, hosts);
-        if (host == NULL || (host->suspending && args[6] != Py_True)) {
+        Host *host = requested_host(own, args[1]);
+        if (host == NULL || (host->suspending && !awaits)) {
             result = Py_NewRef(state_import);
             break;
         }
         if (token == NULL) {
-            call = PyObject_CallOneArg(args[3], args[4]);
-            token = call == NULL ? NULL : PyContextVar_Set(args[2], call);
+            call = PyObject_CallOneArg(call_type, operation);
+            token = enter_call(call);
             if (token == NULL) {
                 break;
             }
         }
-        PyObject *values[MOST_VALUES + 1];
-        Py_ssize_t made = 0;
-        const unsigned char *from = (const unsigned char *)(uintptr_t)own->arguments;
-        while (made < host->signature.parameters) {
-            PyObject *value = decode(host->signature.letters[made], from + VAL_BYTES * made + 8);
-            if (value == NULL) {
-                break;
-            }
-            values[++made] = value;
-        }
-        PyObject *answer = NULL;
         Py_INCREF(host);
-        if (made == host->signature.parameters) {
-            answer = PyObject_Vectorcall(host->callable, values + 1,
-                                         made | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        PyObject *answer = call_host(own, host);
+        if (answer == NULL) {
+            PyObject *raised = take_raised();
+            result = PyTuple_Pack(2, Py_None, raised);
+            Py_DECREF(raised);
         }
-        while (made > 0) {
-            Py_DECREF(values[made--]);
-        }
-        if (answer != NULL && host->suspending) {
-            Py_DECREF(host);
+        else if (host->suspending) {
             result = PyTuple_Pack(3, answer, call, token);
-            Py_DECREF(answer);
             if (result != NULL) {
                 Py_CLEAR(token);
                 Py_CLEAR(call);
             }
-            break;
         }
-        if (answer != NULL && PyErr_CheckSignals() < 0) {
-            Py_CLEAR(answer);
-        }
-        if (answer == NULL) {
-            PyObject *type, *value, *traceback;
-            PyErr_Fetch(&type, &value, &traceback);
-            Py_DECREF(host);
-            PyErr_NormalizeException(&type, &value, &traceback);
-            if (traceback != NULL) {
-                PyException_SetTraceback(value, traceback);
+        else {
+            int occupied = is_occupied(operation);
+            bool plain = occupied == 0 && !PyCoro_CheckExact(answer) && !gate->closing &&
+                         gate->generation == generation && own->future != NULL &&
+                         answer_plainly(own, host, answer);
+            if (occupied >= 0 && !plain) {
+                result = PyTuple_Pack(1, answer);
             }
-            result = PyTuple_Pack(2, Py_None, value);
-            Py_XDECREF(type);
-            Py_XDECREF(value);
-            Py_XDECREF(traceback);
-            break;
+            else if (occupied == 0 && fine_seconds() >= end) {
+                result = Py_NewRef(state_answered);
+            }
         }
-        int occupied = is_occupied(args[4]);
-        if (occupied < 0) {
-            Py_DECREF(host);
-            Py_DECREF(answer);
-            break;
-        }
-        bool plain = !occupied && !PyCoro_CheckExact(answer) && !gate->closing &&
-                     gate->generation == generation && own->future != NULL &&
-                     answer_plainly(own, host, answer);
         Py_DECREF(host);
-        if (!plain) {
-            result = PyTuple_Pack(1, answer);
-            Py_DECREF(answer);
-            break;
-        }
-        Py_DECREF(answer);
-        if (fine_seconds() >= end) {
-            result = Py_NewRef(state_answered);
+        Py_XDECREF(answer);
+        if (result != NULL || PyErr_Occurred()) {
             break;
         }
     }
-    if (call != NULL) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        if ((token != NULL && PyContextVar_Reset(args[2], token) < 0) ||
-            PyObject_SetAttr(call, name_active, Py_False) < 0) {
-            PyErr_WriteUnraisable(args[2]);
-        }
-        Py_XDECREF(token);
-        Py_DECREF(call);
-        PyErr_Restore(type, value, traceback);
-    }
+    leave_call(call, token);
+    Py_XDECREF(token);
+    Py_XDECREF(call);
     Py_DECREF(self);
     return result;
 }
@@ -1625,8 +1645,12 @@ typedef struct {
     Callee callee;
     Clock *clock;
     PyObject *failed; /* makes the exception of an error and a trap pointer */
+    PyObject *hosts;  /* list of the store's that are plain, None for each other one */
     PyTypeObject *fiber_type;
 } Quick;
+
+#define SLICE_SECONDS 0.001 /* in which hosts are answered; drive.py and running.py know theirs */
+#define STRETCH_SECONDS 0.02
 
 /* Make the fiber of a call that is not over, and note it where it has to be known. */
 static PyObject *
@@ -1664,6 +1688,103 @@ failed:
     return NULL;
 }
 
+/* Delete the future of a call that is over; the caller is inside. */
+static int
+forget_future(Gate *gate, head *own)
+{
+    PyObject *key = PyLong_FromVoidPtr(own->future);
+    if (key == NULL) {
+        return -1;
+    }
+    api.delete(own->future);
+    own->future = NULL;
+    int done = PyDict_DelItem(gate->futures, key);
+    Py_DECREF(key);
+    return done;
+}
+
+/*
+ * Answer requests of plain hosts, of a call that nobody knows of yet.
+ *
+ * Hosts see a call without an operation; should they need one, it is made (`HostCall.operation`),
+ * and has the room from then on. Returns NULL if it is `done`, or with an exception; the fiber, if
+ * it has to go on the long way; or the call, with what its host has returned or raised.
+ */
+static PyObject *
+Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, double end,
+             bool *done)
+{
+    Gate *gate = self->callee.gate;
+    head *own = ((Fiber *)fiber)->head;
+    PyObject *result = NULL, *token = NULL, *begun = NULL;
+    PyObject *call = NULL;
+    for (;;) {
+        Host *host = requested_host(own, self->hosts);
+        if (host == NULL || host->suspending) {
+            result = Py_NewRef(fiber);
+            break;
+        }
+        if (token == NULL) {
+            call = PyObject_CallFunctionObjArgs(call_type, Py_None, function, given, fiber, NULL);
+            token = enter_call(call);
+            if (token == NULL) {
+                break;
+            }
+            gate->quick = false;
+            Py_XSETREF(gate->answering, Py_NewRef(call));
+        }
+        Py_INCREF(host);
+        PyObject *answer = call_host(own, host);
+        PyObject *raised = answer == NULL ? take_raised() : NULL;
+        Py_XSETREF(begun, PyObject_GetAttr(call, name_begun));
+        bool plain = raised == NULL && begun == Py_False && !PyCoro_CheckExact(answer) &&
+                     is_free(gate) && own->future != NULL && answer_plainly(own, host, answer);
+        Py_DECREF(host);
+        if (!plain && begun != NULL) {
+            PyObject *outcome =
+                raised == NULL ? PyTuple_Pack(1, answer) : PyTuple_Pack(2, Py_None, raised);
+            if (outcome != NULL && PyObject_SetAttr(call, name_outcome, outcome) == 0) {
+                result = Py_NewRef(call);
+            }
+            Py_XDECREF(outcome);
+        }
+        Py_XDECREF(answer);
+        Py_XDECREF(raised);
+        if (!plain) {
+            break;
+        }
+        if (fine_seconds() >= end) {
+            result = Py_NewRef(fiber);
+            break;
+        }
+        gate->inside = true;
+        *done = poll_now(own);
+        int left = *done ? forget_future(gate, own) : 0;
+        if (leave(gate) < 0 || left < 0) {
+            *done = false;
+            break;
+        }
+        if (*done || !own->requested) {
+            result = *done ? NULL : Py_NewRef(fiber);
+            break;
+        }
+    }
+    if (token != NULL) {
+        Py_CLEAR(gate->answering);
+        if (begun == Py_False) {
+            gate->quick = true;
+        }
+    }
+    if (*done) {
+        Py_CLEAR(gate->handed);
+    }
+    leave_call(call, token);
+    Py_XDECREF(token);
+    Py_XDECREF(call);
+    Py_XDECREF(begun);
+    return result;
+}
+
 static PyObject *
 Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
 {
@@ -1673,12 +1794,13 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     Gate *gate = callee->gate;
     Clock *clock = self->clock;
     Py_ssize_t passed = PyVectorcall_NARGS(flags);
-    if (passed < 1 || passed > 2 || !PyTuple_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "expected a tuple, and whether the call is awaited");
+    if (passed < 2 || passed > 3 || !PyTuple_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "expected a function, a tuple, and whether the call is awaited");
         return NULL;
     }
-    PyObject *given = args[0];
-    bool awaited = passed == 1 || args[1] != Py_False;
+    PyObject *given = args[1];
+    bool awaited = passed == 2 || args[2] != Py_False;
     Py_ssize_t count = PyTuple_GET_SIZE(given);
     if (!gate->quick || !is_free(gate) || clock->parked || clock->manual ||
         count != signature->parameters || (awaited && streak(clock, false) != 0)) {
@@ -1738,6 +1860,15 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
         Py_CLEAR(result);
         goto leave;
     }
+    if (!done && result != NULL && own->requested && !gate->guarded) {
+        double end = fine_seconds() + (awaited ? SLICE_SECONDS : STRETCH_SECONDS);
+        PyObject *fiber = result;
+        result = Quick_answer(self, args[0], given, fiber, end, &done);
+        Py_DECREF(fiber);
+        if (awaited) {
+            turn.last = clock->ticks;
+        }
+    }
     if (!done) {
         goto leave;
     }
@@ -1753,16 +1884,16 @@ leave:
     return result;
 }
 
-/* Quick(gate, context, function, parameters, results, clock, failed, fiber type) */
+/* Quick(gate, context, function, parameters, results, clock, failed, hosts, fiber type) */
 static PyObject *
 Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *const *given = ((PyTupleObject *)args)->ob_item;
-    if (PyTuple_GET_SIZE(args) != 8 || !PyObject_TypeCheck(given[0], &Gate_Type) ||
-        !Py_IS_TYPE(given[5], &Clock_Type) || !PyType_Check(given[7]) ||
-        !PyType_IsSubtype((PyTypeObject *)given[7], &Fiber_Type)) {
+    if (PyTuple_GET_SIZE(args) != 9 || !PyObject_TypeCheck(given[0], &Gate_Type) ||
+        !Py_IS_TYPE(given[5], &Clock_Type) || !PyType_Check(given[8]) ||
+        !PyType_IsSubtype((PyTypeObject *)given[8], &Fiber_Type)) {
         PyErr_SetString(PyExc_TypeError, "Quick(gate, context, function, parameters, results, "
-                                         "clock, failed, fiber type)");
+                                         "clock, failed, hosts, fiber type)");
         return NULL;
     }
     Quick *self = (Quick *)type->tp_alloc(type, 0);
@@ -1773,7 +1904,8 @@ Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->callee.gate = (Gate *)Py_NewRef(given[0]);
     self->clock = (Clock *)Py_NewRef(given[5]);
     self->failed = Py_NewRef(given[6]);
-    self->fiber_type = (PyTypeObject *)Py_NewRef(given[7]);
+    self->hosts = Py_NewRef(given[7]);
+    self->fiber_type = (PyTypeObject *)Py_NewRef(given[8]);
     if (!take_callee(&self->callee, given)) {
         Py_CLEAR(self);
     }
@@ -1785,6 +1917,7 @@ Quick_traverse(Quick *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->callee.gate);
     Py_VISIT(self->failed);
+    Py_VISIT(self->hosts);
     return 0;
 }
 
@@ -1802,6 +1935,7 @@ Quick_dealloc(Quick *self)
     Quick_clear(self);
     Py_CLEAR(self->callee.gate);
     Py_CLEAR(self->clock);
+    Py_CLEAR(self->hosts);
     Py_CLEAR(self->fiber_type);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -1850,6 +1984,19 @@ bind(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* bind_calls(context variable, type): what says for whom a host function runs */
+static PyObject *
+bind_calls(PyObject *module, PyObject *args)
+{
+    PyObject *variable, *type;
+    if (!PyArg_ParseTuple(args, "O!O", &PyContextVar_Type, &variable, &type)) {
+        return NULL;
+    }
+    Py_XSETREF(current_call, Py_NewRef(variable));
+    Py_XSETREF(call_type, Py_NewRef(type));
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 forked(PyObject *module, PyObject *unused)
 {
@@ -1881,6 +2028,7 @@ has_room(PyObject *module, PyObject *frames)
 static PyMethodDef methods[] = {
     {"has_room", has_room, METH_O, NULL},
     {"bind", bind, METH_VARARGS, NULL},
+    {"bind_calls", bind_calls, METH_VARARGS, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
     {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
     {"forked", forked, METH_NOARGS, NULL},
@@ -1903,8 +2051,9 @@ fill(PyObject *module)
         PyObject **name;
         const char *text;
     } names[] = {
-        {&name_active, "active"},   {&name_children, "_children"}, {&name_current, "_current"},
-        {&name_detour, "_detour"},  {&name_pointer, "pointer"},    {&name_popitem, "popitem"},
+        {&name_active, "active"},   {&name_begun, "begun"},     {&name_children, "_children"},
+        {&name_current, "_current"}, {&name_detour, "_detour"}, {&name_outcome, "outcome"},
+        {&name_pointer, "pointer"}, {&name_popitem, "popitem"},
     };
     for (size_t index = 0; index < sizeof(names) / sizeof(names[0]); index++) {
         *names[index].name = PyUnicode_InternFromString(names[index].text);

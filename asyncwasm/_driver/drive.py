@@ -41,13 +41,15 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
     if shape.lengthy:
         outcome = NotImplemented
     else:
-        outcome = (function._quick or function._quick_way())(arguments)
+        outcome = (function._quick or function._quick_way())(function, arguments)
     if outcome is NotImplemented:
         operation = function._operation(arguments)
         await wait_for_turn(operation.store.engine.ticker.clock)
     elif outcome.__class__ is Fiber:
         operation = function._operation(arguments, outcome)
         del outcome
+    elif outcome.__class__ is HostCall:
+        return await _drive(outcome.operation, shape, outcome.take_outcome())
     else:
         return outcome
     return await _drive(operation, shape)
@@ -71,18 +73,24 @@ async def drive(operation: Operation) -> Any:
     return await _drive(operation)
 
 
-async def _drive(operation: Operation, shape: Shape | None = None) -> Any:
+async def _drive(
+    operation: Operation, shape: Shape | None = None, outcome: tuple[Any, ...] | None = None
+) -> Any:
+    """Go on until the end; *outcome* is that of a host function, if the operation has the room."""
     ticker = operation.store.engine.ticker
     now, clock = ticker.now, ticker.clock
-    state: State | tuple[Any, ...] | None = None
+    state: State | tuple[Any, ...] | None = outcome
+    del outcome
     # First of all: whatever tears the drive apart, the next one can tell that nobody goes on.
     operation.loop = closable_loop()
     try:
-        if not operation.enter():
+        if state is None and not operation.enter():
             await _wait_for_turn(operation)
         started = now()
         slices = 0
-        if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
+        if state is not None:
+            pass
+        elif shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
             operation.begin()
             state = await _poll_on_thread(operation)
             # What was over within a slice was lengthy once, and may not be any more.

@@ -77,6 +77,7 @@ class _PureGate:
 
     __slots__ = (
         "_generation",
+        "answering",
         "awaited",
         "closing",
         "context",
@@ -101,6 +102,7 @@ class _PureGate:
     def __init__(self, engine: Handle, ticks: int, limits: tuple[int, int, int, int, int]) -> None:
         """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
         self.lock: Any = threading.Lock()
+        self.answering = None  # what runs a host before anybody knows of the call: in C only
         self.awaited = False  # somebody waits until the guest that runs on a thread is outside
         self.closing = False  # the store is to be deleted by whoever leaves it last
         self.detour = False  # a direct call must look closer before it enters

@@ -86,7 +86,7 @@ Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock
 Quick = Callable[..., Any]
 
 
-def not_quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
+def not_quick(function: object, arguments: tuple[Any, ...], awaited: bool = True) -> Any:
     """Stand in for a function that cannot be called the quick way."""
     return NotImplemented
 
@@ -98,14 +98,16 @@ def quick_call(
     results: Row,
     clock: PureClock,
     failed: Callable[[int, int], BaseException],
+    hosts: list[Any],
 ) -> Quick:
     """
     Return a callable that runs the first slice of a call of *function*.
 
-    It takes a tuple of arguments and whether the call is awaited, and returns the call's result;
-    NotImplemented if the call has to be made the long way, and nothing has happened; or a Fiber,
-    if it is not over.
-    *failed* makes the exception of an error and a trap pointer.
+    It takes the exported function, a tuple of arguments and whether the call is awaited, and returns
+    the call's result; NotImplemented if the call has to be made the long way, and nothing has
+    happened; or, if it is not over, a Fiber, or a HostCall with the outcome of a host function.
+    *failed* makes the exception of an error and a trap pointer; *hosts* are the store's, as
+    `plain_host` makes them.
     """
     if speedups is not None:
         if not (plain(parameters) and plain(results)):
@@ -118,6 +120,7 @@ def quick_call(
             results.letters,
             clock,
             failed,
+            hosts,
             Fiber,
         )
         return quick
@@ -165,7 +168,7 @@ def _pure_quick_call(
 
     set_at = -1  # at what tick the deadline was set
 
-    def quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
+    def quick(called: object, arguments: tuple[Any, ...], awaited: bool = True) -> Any:
         nonlocal set_at
         if (
             not handle.quick
@@ -245,7 +248,7 @@ def quick_reference_call(
     results_at = ARGUMENTS + VAL_BYTES * given
     lock = handle.lock
 
-    def quick(arguments: tuple[Any, ...], awaited: bool = True) -> Any:
+    def quick(called: object, arguments: tuple[Any, ...], awaited: bool = True) -> Any:
         if (
             not handle.quick
             or lock.locked()

@@ -19,7 +19,7 @@ from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime.host import HostFunction, cannot_cross, crosses_not
-from .._runtime.operation import Call
+from .._runtime.operation import Call, HostCall
 from .._runtime.running import run
 from .._runtime.store import Store
 from .._types import FunctionType, ValueType, function_type
@@ -110,7 +110,9 @@ class Shape:
         # Nothing in it holds the function, or both were a cycle.
         failed = partial(_failure, store, name)
         if self.direct:
-            return quick_call(handle, raw, self.parameters, self.results, clock, failed)
+            return quick_call(
+                handle, raw, self.parameters, self.results, clock, failed, store.plain_hosts
+            )
         return quick_reference_call(
             handle,
             raw,
@@ -305,9 +307,11 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         """Call on a fiber, and wait for its end."""
         assert self._store is not None
         if self._store.sync_deadline_seconds is None:
-            outcome = (self._quick or self._quick_way())(arguments, False)
+            outcome = (self._quick or self._quick_way())(self, arguments, False)
             if outcome.__class__ is Fiber:
                 return run(self._operation(arguments, outcome))
+            if outcome.__class__ is HostCall:
+                return run(outcome.operation, outcome.take_outcome())
             if outcome is not NotImplemented:
                 return outcome
         return run(self._operation(arguments))

@@ -42,16 +42,79 @@ if TYPE_CHECKING:
 
 
 class HostCall:
-    """One run of a host function on behalf of an operation; what it starts inherits it."""
+    """
+    A run of host functions on behalf of an operation; what they start inherits it.
 
-    __slots__ = ("active", "operation")
+    Most hosts start nothing, so that a call which is over soon has no operation: only who asks for
+    that here has it made, from the exported function, its arguments, and the fiber.
+    """
 
-    def __init__(self, operation: Operation) -> None:
-        self.operation = operation
+    __slots__ = (
+        "_fiber",
+        "_function",
+        "_given",
+        "_operation",
+        "active",
+        "outcome",
+        "outer",
+        "store",
+    )
+
+    def __init__(
+        self,
+        operation: Operation | None,
+        function: Any = None,
+        given: tuple[Any, ...] = (),
+        fiber: Fiber | None = None,
+    ) -> None:
         self.active = True
+        self._operation = operation
+        self.outer: HostCall | None
+        self.outcome: tuple[Any, ...] | None = None  # what the last of them has returned or raised
+        if operation is not None:
+            self.store, self.outer = operation.store, operation.outer
+            return
+        self.store, self.outer = function._store, current.get()
+        self._function, self._given, self._fiber = function, given, fiber
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is an operation."""
+        return self._operation is not None
+
+    @property
+    def operation(self) -> Operation:
+        """The operation, which has the room in its store."""
+        operation = self._operation
+        if operation is None:
+            operation = self._function._operation(self._given, self._fiber)
+            operation.outer = self.outer
+            if self.store.closed or not self.store.handle.ours:
+                raise self.store.unavailable(operation)
+            operation.enter_now()
+            self._operation = operation
+            self._fiber = None
+        return operation
+
+    @property
+    def ends(self) -> float | None:
+        """When what runs on its behalf has to be over, too."""
+        if not self.active:
+            return None
+        if self._operation is not None:
+            return self._operation.ends
+        return None if self.outer is None else self.outer.ends
+
+    def take_outcome(self) -> tuple[Any, ...]:
+        """Return the outcome, which may hold an exception, whose traceback holds the call."""
+        outcome, self.outcome = self.outcome, None
+        assert outcome is not None
+        return outcome
 
 
 current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
+if speedups is not None:
+    speedups.bind_calls(current, HostCall)
 
 
 class Waiter(Protocol):
@@ -335,7 +398,7 @@ class Operation:
             with handle.lock:
                 fiber = self._prepared(handle)
         return fiber.advance(  # type: ignore[no-any-return]
-            handle, store.plain_hosts, current, HostCall, self, seconds, awaits
+            handle, store.plain_hosts, self, seconds, awaits
         )
 
     def settle(self, outcome: tuple[Any, ...]) -> None:

@@ -12,22 +12,23 @@ from .operation import HostCall, Operation, current
 STRETCH_SECONDS = 0.02  # between looks at the deadline; the clock has to be asked for as well
 
 
-def run(operation: Operation) -> Any:
+def run(operation: Operation, outcome: tuple[Any, ...] | None = None) -> Any:
     """
     Run *operation* on this thread, and return its result.
 
     Between polls, signal handlers run and can end it; the guest is then unwound. So is it when
     the store's deadline for synchronous calls, or that of the call which made this one, is over.
+    *outcome* is what its host function has returned or raised, if it has the room already.
     """
     now = operation.store.engine.ticker.now
     ends = operation.ends = _end(operation, now)
-    state: State | tuple[Any, ...] | None = None
+    state: State | tuple[Any, ...] | None = outcome
+    del outcome
     try:
-        operation.enter_now()
-        while True:
+        if state is None:
+            operation.enter_now()
             state = operation.advance(STRETCH_SECONDS, awaits=False)
-            if state is DONE:
-                return operation.result()
+        while state is not DONE:
             if state is IMPORT or isinstance(state, tuple):
                 if isinstance(state, tuple):
                     operation.settle(state)
@@ -39,6 +40,8 @@ def run(operation: Operation) -> Any:
                     raise operation.store.busy()
             if ends is not None and now() >= ends:
                 raise operation.store.overdue(operation)
+            state = operation.advance(STRETCH_SECONDS, awaits=False)
+        return operation.result()
     finally:
         state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
@@ -47,8 +50,7 @@ def run(operation: Operation) -> Any:
 def _end(operation: Operation, now: Callable[[], float]) -> float | None:
     """Return the time at which *operation* is to be stopped."""
     seconds = operation.store.sync_deadline_seconds
-    outer = operation.outer
-    limit = outer.operation.ends if outer is not None and outer.active else None
+    limit = None if operation.outer is None else operation.outer.ends
     if seconds is None:
         return limit
     end = now() + seconds

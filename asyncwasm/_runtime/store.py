@@ -118,7 +118,6 @@ class Store:
     _disturbed = False
     known = Known()  # by native name; functions by what they are. Stays empty: see `remember`
     hosts: list[HostFunction] = _NONE
-    plain_hosts: list[Any] = _NONE  # the same for the accelerator, None for what is not plain
 
     # when they are first wanted; most stores live for one call or two, and need few of them
     # one for each `with` around
@@ -127,6 +126,8 @@ class Store:
         lambda _: weakref.WeakKeyDictionary()
     )
     root: OnDemand[Lane] = OnDemand(lambda _: Lane())
+    # of each host the accelerator's form, None if it has none. Not on the handle, which views keep
+    plain_hosts: OnDemand[list[Any]] = OnDemand(lambda _: [])
     # the host values; the store is bound
     references: OnDemand[References] = OnDemand(lambda store: References(store.handle, store))
 
@@ -430,9 +431,9 @@ class Store:
         if self._interleave and not (self._native is not None and self._native.guarded):
             return None
         while outer is not None:
-            if outer.active and outer.operation.store is self:
+            if outer.active and outer.store is self:
                 return outer.operation.children
-            outer = outer.operation.outer
+            outer = outer.outer
         return self.root
 
     def check_turn(self) -> None:
@@ -446,19 +447,21 @@ class Store:
     def entering(self, operation: Operation) -> None:
         """Note that *operation* is alive."""
         self._check_open()
-        self._operations[operation] = None
         handle = self._native
-        if handle is None:
-            return
-        handle.detour = True
-        handle.quick = False
-        if handle.handed is not None:
+        if handle is not None and handle.handed is not None:
             handed = handle.handed()
             if handed is not None and handed is not operation.fiber:
                 if handle.handed_by != threading.get_ident():
                     raise self.unavailable(operation)
-                abandon(handed)  # a signal handler has torn its call apart before it went on
+                if handle.answering is not None:  # its host function is what starts this one
+                    assert handle.answering.operation
+                else:  # a signal handler has torn its call apart before it went on
+                    abandon(handed)
             handle.handed = None
+        self._operations[operation] = None
+        if handle is not None:
+            handle.detour = True
+            handle.quick = False
 
     def _alive(self) -> list[Operation]:
         """Return the operations that are alive, oldest first."""
@@ -478,7 +481,11 @@ class Store:
             handle.detour = not self.direct or self._sync_deadline_seconds is not None
             if handle.dropped:
                 self.sweep()
-            handle.quick = self._stride == NEAR and (speedups is not None or not self.hosts)
+            handle.quick = (
+                self._stride == NEAR
+                and (speedups is not None or not self.hosts)
+                and not _alive(handle.handed)  # that has refused this one
+            )
         if pending_drops():
             drain()
 
@@ -587,14 +594,15 @@ class Store:
     def add_host(self, host: HostFunction) -> int:
         """Give *host* a number."""
         if not self.hosts:
-            self.hosts, self.plain_hosts = [], []
+            self.hosts = []
         self.hosts.append(host)
         self.plain_hosts.append(
             plain_host(host.callable, host.parameters, host.results, host.suspending)
         )
-        self.handle.detour = True
+        handle = self.handle
+        handle.detour = True
         if speedups is None:
-            self.handle.quick = False
+            handle.quick = False
         return len(self.hosts) - 1
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
