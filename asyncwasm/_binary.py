@@ -9,7 +9,6 @@ by their size.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -144,7 +143,7 @@ def decode(binary: Binary) -> ModuleInfo:
         return function if kind == "function" else TagType(function.parameters)
 
     imports: list[Import] = []
-    functions = array("I")
+    imported: list[int] = []
     spaces: dict[Kind, list[Declared]] = {kind: [] for kind in DEFINITIONS}
     reader = read(IMPORT)
     for _ in reader.entries():
@@ -153,11 +152,10 @@ def decode(binary: Binary) -> ModuleInfo:
         index = declared if isinstance(declared, int) else None
         imports.append(Import(module, field, kind, resolve(reader, kind, declared), index))
         if index is not None and kind == "function":
-            functions.append(index)
+            imported.append(index)
         else:
             spaces[kind].append(declared)
-    imported_functions = len(functions)
-    functions.extend(read(FUNCTION).indices())
+    functions = read(FUNCTION).indices(imported)
 
     reader = read(EXPORT)
     exported = [
@@ -179,16 +177,18 @@ def decode(binary: Binary) -> ModuleInfo:
             raise reader.fail(f"no {kind} {index}")
         exports.append(Export(field, kind, index, resolve(reader, kind, space[index])))
 
-    imported = sections.get(IMPORT)
+    section_of_imports = sections.get(IMPORT)
     return ModuleInfo(
         types=types,
         imports=tuple(imports),
         exports=tuple(exports),
         start=read(START).unsigned() if START in sections else None,
-        imported_functions=imported_functions,
+        imported_functions=len(imported),
         function_types=functions,
         type_section=binary[sections[TYPE].start : sections[TYPE].end] if TYPE in sections else b"",
-        import_section=(imported.header, imported.end) if imported else None,
+        import_section=(
+            (section_of_imports.header, section_of_imports.end) if section_of_imports else None
+        ),
         name=name,
     )
 

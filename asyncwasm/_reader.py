@@ -9,12 +9,11 @@ its sections are looked at.
 
 from __future__ import annotations
 
-import re
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, overload
 
+from ._indices import Indices
 from ._types import (
     AddressName,
     FunctionType,
@@ -86,7 +85,6 @@ _ARRAY, _STRUCT, _FUNC = 0x5E, 0x5F, 0x60
 _INITIALIZED = b"\x40\0"  # Instead of a table's type: the type and an initializer follow.
 
 # A LEB128 number of 32 bits. The bound keeps the search linear where none ends.
-_NUMBER = re.compile(rb"[\x80-\xff]{0,4}[\x00-\x7f]")
 
 # The bits in the first byte of limits; wide is 64 bits, and a page size is not kept.
 MAXIMUM, _SHARED, WIDE, _PAGE_SIZE = 1, 2, 4, 8
@@ -201,17 +199,13 @@ class Reader:
         if self.offset != len(self.data):
             raise self.fail("section longer than its entries")
 
-    def indices(self) -> array[int]:
-        """Read a section that is a vector of indices: few different ones, 100,000 times."""
+    def indices(self, imported: Sequence[int]) -> Indices:
+        """Read a section that is a vector of indices, which come behind those *imported*."""
         count = self.unsigned()
-        body = self.data[self.offset : len(self.data)]
-        if body.isascii() and len(body) == count:  # nothing but numbers of one byte
-            return array("I", list(body))
-        numbers = _NUMBER.findall(body)
-        if len(numbers) != count or sum(map(len, numbers)) != len(body):
-            raise self.fail(f"expected {count} indices")
-        values = {number: Reader(number, self.base).unsigned() for number in set(numbers)}
-        return array("I", [values[number] for number in numbers])
+        try:
+            return Indices(imported, self.data[self.offset : len(self.data)], count)
+        except ValueError as exc:
+            raise self.fail(str(exc)) from None
 
     def heap(self, prefix: int) -> ValueType:
         start = self.offset

@@ -19,6 +19,7 @@ from asyncwasm._binary import (
     custom_sections,
     decode,
 )
+from asyncwasm._indices import Indices
 from asyncwasm._reader import Field, SubType
 from asyncwasm._types import (
     _ABBREVIATED,
@@ -261,6 +262,41 @@ def test_type_indices_above_one_byte_are_read() -> None:
         ("(ref 63)", "(ref 64)", "(ref null 8191)", "(ref 8192)", "(ref 19999)")
     )
     assert list(info.function_types) == [20_000, 127, 128, 16_384, 0]
+
+
+def encoded(number: int, padding: int) -> bytes:
+    """Return *number* in LEB128, with up to *padding* bytes that it does not need."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    for _ in range(min(padding, 5 - len(out))):
+        out[-1] |= 0x80
+        out.append(0)
+    return bytes(out)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**32 - 1) | st.integers(0, 300), st.integers(0, 4)), max_size=800
+    ),
+    st.lists(st.integers(0, 99), max_size=2),
+)
+def test_indices_are_what_was_encoded(numbers: list[tuple[int, int]], imported: list[int]) -> None:
+    body = b"".join(encoded(*each) for each in numbers)
+    wanted = imported + [number for number, _ in numbers]
+
+    indices = Indices(imported, body, len(numbers))
+
+    assert len(indices) == len(wanted)
+    assert list(indices) == wanted
+    assert [indices[at] for at in range(len(wanted))] == wanted
+    assert indices[-1:] == wanted[-1:]
+    with pytest.raises(IndexError):
+        indices[len(wanted)]
+    with pytest.raises(ValueError, match="indices"):
+        Indices(imported, body, len(numbers) + 1)
 
 
 def test_equal_types_are_one_object() -> None:
