@@ -419,7 +419,7 @@ async def test_host_that_drops_its_instance_still_answers() -> None:
 
     def f(value: int) -> int:
         kept.clear()
-        gc.collect()
+        gc.collect(0)
         return value
 
     kept.append(await hosted(f))
