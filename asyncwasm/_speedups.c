@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 4 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 7 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -111,6 +111,11 @@ take_address(PyObject *number)
 
 /* ---- Gate: a store, who is inside of it, and what those who want in have to know ---- */
 
+/* A thread that waits to get in; on its stack. */
+typedef struct Waiter {
+    struct Waiter *next;
+} Waiter;
+
 typedef struct {
     PyObject_HEAD
     bool inside;
@@ -123,8 +128,9 @@ typedef struct {
     bool near;    /* the guest yields at the next tick */
     bool pending; /* whoever is inside has to finish the closing */
     bool quick;   /* an awaited call may begin before anybody knows about it */
+    bool roomless; /* a guest is inside whose call has no operation, which would have the room */
     bool yields;  /* the native store is set to yield, and insists on fibers */
-    int waiting;  /* those who have to get in: nobody else does before them */
+    struct Waiter *first; /* those who wait to get in: nobody else does before them */
     int views;    /* of its memory; the native store lives on for them */
     void *store, *context;
     PyObject *engine;  /* is kept alive */
@@ -183,22 +189,31 @@ Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
     return 0;
 }
 
-/* Wait until nobody is inside; false with an exception if a signal handler has raised one. */
+/*
+ * Wait until nobody is inside, first come first served; false with an exception if a signal
+ * handler has raised one. The caller goes in before it lets go of the GIL.
+ */
 static bool
 wait_outside(Gate *self)
 {
-    if (!self->inside) {
+    if (!self->inside && self->first == NULL) {
         return true;
     }
     bool passed = true;
-    self->waiting++;
-    while (passed && self->inside) {
+    Waiter own = {NULL}, **at = &self->first;
+    while (*at != NULL) {
+        at = &(*at)->next;
+    }
+    *at = &own;
+    while (passed && (self->inside || self->first != &own)) {
         Py_BEGIN_ALLOW_THREADS
         nap();
         Py_END_ALLOW_THREADS
         passed = PyErr_CheckSignals() == 0;
     }
-    self->waiting--;
+    for (at = &self->first; *at != &own; at = &(*at)->next) {
+    }
+    *at = own.next;
     return passed;
 }
 
@@ -346,7 +361,7 @@ Gate_mine(Gate *self, PyObject *unused)
 static PyObject *
 Gate_locked(Gate *self, PyObject *unused)
 {
-    return PyBool_FromLong(self->inside || self->waiting);
+    return PyBool_FromLong(self->inside || self->first != NULL);
 }
 
 static PyMethodDef Gate_methods[] = {
@@ -401,6 +416,7 @@ static PyMemberDef Gate_members[] = {
     {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
     {"open", T_BOOL, offsetof(Gate, open), READONLY, NULL},
+    {"roomless", T_BOOL, offsetof(Gate, roomless), 0, NULL},
     {"views", T_INT, offsetof(Gate, views), 0, NULL},
     {"waits", T_BOOL, offsetof(Gate, waits), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
@@ -638,7 +654,7 @@ take_callee(Callee *self, PyObject *const *args)
 static inline bool
 is_free(const Gate *gate)
 {
-    return !(gate->inside || gate->waiting || gate->closing || gate->generation != generation);
+    return !(gate->inside || gate->first != NULL || gate->closing || gate->generation != generation);
 }
 
 /* Take the exception that is on its way, with its traceback. */
@@ -723,10 +739,11 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
         gate->near = false;
         api.set_deadline(callee->context, FAR);
     }
-    gate->inside = true;
+    gate->inside = gate->roomless = true;
     PyThreadState *thread = PyEval_SaveThread();
     void *error = api.call_unchecked(callee->context, callee->function, values, length, &trap);
     PyEval_RestoreThread(thread);
+    gate->roomless = false;
     PyObject *result = NULL;
     if (leave(gate) < 0) {
         goto leave;
@@ -1674,6 +1691,7 @@ Quick_hand_over(Quick *self, PyObject *memory)
     }
     fiber->head = own;
     Py_XSETREF(gate->handed, handed);
+    gate->quick = false; /* until its operation is over */
     gate->handed_by = PyThread_get_thread_ident();
     Py_DECREF(key);
     Py_DECREF(kept);
@@ -1730,7 +1748,6 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
             if (token == NULL) {
                 break;
             }
-            gate->quick = false;
             Py_XSETREF(gate->answering, Py_NewRef(call));
         }
         Py_INCREF(host);
@@ -1738,7 +1755,8 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
         PyObject *raised = answer == NULL ? take_raised() : NULL;
         Py_XSETREF(begun, PyObject_GetAttr(call, name_begun));
         bool plain = raised == NULL && begun == Py_False && !PyCoro_CheckExact(answer) &&
-                     is_free(gate) && own->future != NULL && answer_plainly(own, host, answer);
+                     !gate->closing && gate->generation == generation && own->future != NULL &&
+                     answer_plainly(own, host, answer);
         Py_DECREF(host);
         if (!plain && begun != NULL) {
             PyObject *outcome =
@@ -1757,8 +1775,17 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
             result = Py_NewRef(fiber);
             break;
         }
-        gate->inside = true;
+        /* Another thread may look at something in there. */
+        if (!wait_outside(gate)) {
+            break;
+        }
+        if (gate->closing) {
+            result = Py_NewRef(call); /* asked for its operation, it says so */
+            break;
+        }
+        gate->inside = gate->roomless = true;
         *done = poll_now(own);
+        gate->roomless = false;
         int left = *done ? forget_future(gate, own) : 0;
         if (leave(gate) < 0 || left < 0) {
             *done = false;
@@ -1771,12 +1798,10 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
     }
     if (token != NULL) {
         Py_CLEAR(gate->answering);
-        if (begun == Py_False) {
-            gate->quick = true;
-        }
     }
     if (*done) {
         Py_CLEAR(gate->handed);
+        gate->quick = true;
     }
     leave_call(call, token);
     Py_XDECREF(token);
@@ -1838,7 +1863,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     gate->near = true;
     api.set_deadline(callee->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
-    gate->inside = true;
+    gate->inside = gate->roomless = true;
     head *previous = polled;
     polled = own;
     PyThreadState *thread = PyEval_SaveThread();
@@ -1850,6 +1875,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     }
     PyEval_RestoreThread(thread);
     polled = previous;
+    gate->roomless = false;
     if (awaited) {
         turn.last = clock->ticks;
     }

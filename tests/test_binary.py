@@ -19,8 +19,7 @@ from asyncwasm._binary import (
     custom_sections,
     decode,
 )
-from asyncwasm._indices import Indices
-from asyncwasm._reader import Field, SubType
+from asyncwasm._reader import Field, Indices, SubType
 from asyncwasm._types import (
     _ABBREVIATED,
     _NUMERIC,

@@ -446,3 +446,38 @@ async def test_instance_that_its_hosts_refer_to_is_collected(call: Call) -> None
 
     assert alive() is None
     assert views[0][0] == 0
+
+
+@both_ways
+@pytest.mark.slow
+async def test_looking_from_another_thread_is_in_nobodys_way(call: Call) -> None:
+    stop = threading.Event()
+    looked: list[int] = []
+
+    def look() -> None:
+        count = 0
+        while not stop.is_set():
+            assert made.exports.returned.value >= 0
+            count += 1
+        looked.append(count)
+
+    def f(value: int) -> int:
+        if value % 10 == 0:
+            raise LookupError
+        return value if value % 3 else int(made.exports.plain(value))
+
+    made = await hosted(f)
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for value in range(500):
+            try:
+                assert await call(made.exports.call, value) in (value, value + 1)
+            except LookupError:
+                assert value % 10 == 0
+    finally:
+        stop.set()
+        thread.join()
+
+    assert looked[0] > 0
+    assert is_idle(made)

@@ -454,11 +454,12 @@ def test_store_may_be_closed_by_another_thread_at_any_moment() -> None:
             seen: list[type[BaseException]] = seen,
         ) -> None:
             await warm(made, "one")
+            one, work = made.exports.one, made.exports.work
             started.set()
             try:
                 while True:
-                    await made.exports.one.call_async()
-                    await made.exports.work.call_async(500_000)
+                    await one.call_async()
+                    await work.call_async(500_000)
             except (aw.Interrupted, anyio.ClosedResourceError) as exc:
                 seen.append(type(exc))
 

@@ -127,7 +127,9 @@ def _caller(
                 return self._detour(arguments)
             if handle.near:
                 handle.set_deadline(FAR)
+            handle.roomless = True
             error = native(context, callee, values, length, trap)
+            handle.roomless = False
         if handle.pending:
             handle.close()
         seconds = perf_counter() - started

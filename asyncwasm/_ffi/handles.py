@@ -94,6 +94,7 @@ class _PureGate:
         "pending",
         "pointer",
         "quick",
+        "roomless",
         "views",
         "waits",
         "yields",
@@ -111,6 +112,7 @@ class _PureGate:
         self.open = True
         self.pending = False  # whoever is inside has to finish the closing
         self.quick = False  # an awaited call may begin before anybody knows about it
+        self.roomless = False  # a guest is inside whose call has no operation, with the room
         self.views = 0  # of its memory; the native store lives on for them
         self.waits = False  # guests may wait inside, for each other
         self.yields = False  # the native store is set to yield, and insists on fibers
@@ -200,6 +202,11 @@ class StoreHandle(Gate):
         except BaseException:  # likewise
             _deadline_setter()(self.context, ticks)
             raise
+
+    def hand_over(self, fiber: object) -> None:
+        """Note that *fiber* waits for its operation, on this thread. The caller is inside."""
+        self.handed, self.handed_by = weakref.ref(fiber), threading.get_ident()
+        self.quick = False  # until the operation is over
 
     def delete_future(self, future: int) -> None:
         """Delete *future*, if it is still there. The caller holds the lock."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,6 +199,7 @@ def _pure_quick_call(
                     set_at = clock.ticks
                     handle.set_deadline(NEAR)
                 clock.needed = True
+                handle.roomless = True
                 future = call(
                     context, callee, arguments_at, taken, values_at, returned, trap_at, error_at
                 )
@@ -215,8 +215,9 @@ def _pure_quick_call(
                     delete(future_at)
                 else:
                     fiber.own(future)
-                    handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
+                    handle.hand_over(fiber)
         finally:
+            handle.roomless = False
             if handle.pending:
                 handle.close()
         if not done:
@@ -275,6 +276,7 @@ def quick_reference_call(
                 handle.begin_yielding()
                 handle.set_deadline(NEAR)
                 clock.needed = True
+                handle.roomless = True
                 fiber.start_call(function, given, wanted)
                 done = fiber.poll(speedups is not None)
                 if done:
@@ -284,8 +286,9 @@ def quick_reference_call(
                     fiber.delete()
                     unroot(at + ARGUMENTS, given + wanted)
                 else:
-                    handle.handed, handle.handed_by = weakref.ref(fiber), threading.get_ident()
+                    handle.hand_over(fiber)
         finally:
+            handle.roomless = False
             if handle.pending:
                 handle.close()
         if awaited:

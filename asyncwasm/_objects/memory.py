@@ -280,7 +280,8 @@ class Memory(StoreObject):
             return None
         if self._extern is not None:
             assert self._store is not None
-            self._store.ready()
+            if not self._store.free:
+                return None
         return view
 
     def _span(self, offset: Any, length: Any, size: int) -> tuple[int, int]:

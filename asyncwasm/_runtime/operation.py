@@ -279,7 +279,7 @@ class Operation:
         lane = self.lane = self.store.lane(self.outer)
         if lane is None:
             return True
-        if lane.current is None and self.store.bound:
+        if lane.current is None and self.store.bound and not self.begun:
             # Nobody has the room, but somebody may be inside: a quick call on another thread,
             # which takes the room when it is not over soon.
             self.store.ready(self)

@@ -313,17 +313,23 @@ class Store:
         """Note that a guest was stopped halfway: by an error, or by whoever awaited it."""
         self._disturbed = True
 
-    def ready(self, operation: Operation | None = None) -> StoreHandle:
-        """
-        Return the native store if it can be entered now; the caller takes its lock.
+    @property
+    def free(self) -> bool:
+        """Whether the native store is there, and nobody is inside."""
+        handle = self._native
+        return not (handle is None or self._closed or handle.lock.locked()) and handle.ours
 
-        An operation that has begun waits for the lock: whoever has it came in between two polls,
-        and is soon out.
+    def ready(self, operation: Operation) -> StoreHandle:
+        """
+        Return the native store if *operation* can enter it now; the caller takes its lock.
+
+        It waits for those who only look at something; for an operation that has begun, nobody
+        else is inside.
         """
         handle = self._native
         if handle is None or self._closed or not handle.ours:
             raise self.unavailable(operation)
-        if handle.lock.locked() and (operation is None or not operation.goes_on):
+        if handle.roomless and handle.lock.locked() and not operation.goes_on:
             raise self.unavailable(operation)
         return handle
 
@@ -336,28 +342,21 @@ class Store:
         The lock itself, and no context manager of ours: a signal handler that raises could come
         between the manager's taking it and the block that would let go of it.
 
-        While a guest of the store runs on a thread the lock is free between two of its slices:
-        unless it is *to_call* another guest, that is waited for.
+        Whoever only looks at something is soon outside, and is waited for. So is a guest that runs
+        on a thread, which is outside between two of its slices, unless it is *to_call* another.
         """
         handle = self._native
-        if (
-            handle is not None
-            and not to_call
-            and handle.lock.locked()
-            and self._yields_soon(handle)
-            and not self._closed
-            and handle.ours
-        ):
+        if handle is None or self._closed or not handle.ours:
+            raise self.unavailable(operation)
+        # Looked at once: whoever comes in behind this look is waited for.
+        if handle.lock.locked() and (operation is None or not operation.goes_on):
+            if (handle.roomless and (to_call or not handle.near)) or (
+                handle.waits or self.engine.ticker.clock.manual
+            ):
+                raise self.unavailable(operation)
             handle.awaited = True
-            lock: AbstractContextManager[Any] = handle.lock
-            return lock
-        lock = self.ready(operation).lock
+        lock: AbstractContextManager[Any] = handle.lock
         return lock
-
-    def _yields_soon(self, handle: StoreHandle) -> bool:
-        """Return whether the guest that is inside will be outside for a moment after the next tick."""
-        clock = self.engine.ticker.clock
-        return handle.near and not (handle.waits or clock.manual or clock.parked)
 
     def opened(self, operation: Operation | None = None) -> StoreHandle:
         """Return the native store; the caller has its lock."""
@@ -517,6 +516,7 @@ class Store:
         With a deadline the clock runs until `finish_direct`, and ends the guest when it is due.
         """
         assert self._native is not None
+        self._native.roomless = True
         seconds = self._sync_deadline_seconds
         if seconds is not None:
             ticker = self.engine.ticker
@@ -529,9 +529,10 @@ class Store:
             self._native.detour = False
 
     def finish_direct(self) -> None:
-        """Undo what a deadline took. The caller is inside."""
+        """Note that the guest has ended, and undo what a deadline took. The caller is inside."""
+        assert self._native is not None
+        self._native.roomless = False
         if self._sync_deadline_seconds is not None:
-            assert self._native is not None
             self.engine.ticker.release(self)
             self._native.set_deadline(FAR)
 
