@@ -85,6 +85,15 @@ class HostCall:
     @property
     def operation(self) -> Operation:
         """The operation, which has the room in its store."""
+        return self._operation or self.begin()
+
+    def begin(self) -> Operation:
+        """
+        Return the operation, made now if there is none.
+
+        Raises:
+            Interrupted: If the store has been closed meanwhile.
+        """
         operation = self._operation
         if operation is None:
             operation = self._function._operation(self._given, self._fiber)

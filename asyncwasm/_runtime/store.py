@@ -453,7 +453,7 @@ class Store:
                 if handle.handed_by != threading.get_ident():
                     raise self.unavailable(operation)
                 if handle.answering is not None:  # its host function is what starts this one
-                    assert handle.answering.operation
+                    handle.answering.begin()
                 else:  # a signal handler has torn its call apart before it went on
                     abandon(handed)
             handle.handed = None
