@@ -53,6 +53,27 @@ print(seen(lambda: plain()), seen(lambda: plain(1, 2)))
 """
 
 
+def test_accelerator_built_from_other_sources_is_left_out() -> None:
+    done = run_script(
+        """
+        import sys, types, warnings
+        stale = types.ModuleType("asyncwasm._speedups")
+        sys.modules["asyncwasm._speedups"] = stale
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import asyncwasm as aw
+            add = aw.Instance(aw.Module(aw.wat2wasm('''(module
+              (func (export "add") (param i32 i32) (result i32)
+                (i32.add (local.get 0) (local.get 1))))'''))).exports.add
+        print(add(1, 2), [f"{each.category.__name__}: {each.message}" for each in caught])
+        """,
+        environment={"ASYNCWASM_PURE": ""},
+    )
+
+    assert done.stdout.startswith("3 ["), done.stdout + done.stderr
+    assert "RuntimeWarning: asyncwasm's accelerator was built from other sources" in done.stdout
+
+
 @pytest.mark.slow
 @compiled
 def test_both_paths_convert_and_refuse_the_same() -> None:
