@@ -86,8 +86,6 @@ _SUB, _SUB_FINAL = 0x50, 0x4F
 _ARRAY, _STRUCT, _FUNC = 0x5E, 0x5F, 0x60
 _INITIALIZED = b"\x40\0"  # Instead of a table's type: the type and an initializer follow.
 
-# A LEB128 number of 32 bits. The bound keeps the search linear where none ends.
-
 # The bits in the first byte of limits; wide is 64 bits, and a page size is not kept.
 MAXIMUM, _SHARED, WIDE, _PAGE_SIZE = 1, 2, 4, 8
 _TABLE_LIMITS = MAXIMUM | WIDE
@@ -139,6 +137,7 @@ Declared: TypeAlias = int | TableType | MemoryType | GlobalType
 
 
 _ENDS = bytes(0x80) + b"\xff" * 0x80  # of each byte, 0 if it ends a number
+# A LEB128 number of 32 bits. The bound keeps the search linear where none ends.
 _NUMBER = re.compile(rb"[\x80-\xff]{0,4}[\x00-\x7f]")
 _TOO_LARGE = re.compile(rb"[\x80-\xff]{4}[\x10-\xff]")
 _STRIDE = 512  # bytes between two places whose index is known
@@ -146,13 +145,13 @@ _STRIDE = 512  # bytes between two places whose index is known
 
 class Indices(Sequence[int]):
     """
-    The type of each function, read where it is looked at: a module may have 100,000, and export five.
+    The type of each function, imports first, read where it is looked at.
 
-    Indices, of imports and then of what a section defines: a vector of LEB128 numbers.
+    A module may have 100,000 functions and export five.
 
     Args:
         imported: Those that come first.
-        body: The numbers, as they are encoded.
+        body: The others, a vector of LEB128 numbers.
         count: How many there are.
     Raises:
         ValueError: If *body* has more or fewer numbers, or one of more than 32 bits.
@@ -200,11 +199,12 @@ class Indices(Sequence[int]):
         while start and body[start - 1] > 0x7F:  # the number began in the stride before
             start -= 1
         end = min((stride + 1) * _STRIDE, len(body))
-        return _value(_NUMBER.findall(body, start, end)[at - before])
+        return Reader(_NUMBER.findall(body, start, end)[at - before]).unsigned()
 
     def __iter__(self) -> Iterator[int]:
         yield from self._imported
-        yield from map(_value, _NUMBER.findall(self._body))
+        reader = Reader(self._body)
+        yield from (reader.unsigned() for _ in range(self._count))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -213,13 +213,6 @@ class Indices(Sequence[int]):
 
     def __repr__(self) -> str:
         return f"<indices of {len(self)} functions>"
-
-
-def _value(number: bytes) -> int:
-    value = 0
-    for shift, byte in enumerate(number):
-        value |= (byte & 0x7F) << (7 * shift)
-    return value
 
 
 class Reader:

@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 7 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 8 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -629,25 +629,23 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     Gate *gate;
-    void *context;
     uint64_t function[2];
     Signature signature;
 } Callee;
 
-/* Read context, function, parameters and results of a callee from args[1] to args[4]. */
+/* Read function, parameters and results of a callee from args[1] to args[3]. */
 static bool
 take_callee(Callee *self, PyObject *const *args)
 {
-    self->context = PyLong_AsVoidPtr(args[1]);
-    if (!PyTuple_CheckExact(args[2]) || PyTuple_GET_SIZE(args[2]) != 2 ||
-        !PyUnicode_CheckExact(args[3]) || !PyUnicode_CheckExact(args[4])) {
+    if (!PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[1]) != 2 ||
+        !PyUnicode_CheckExact(args[2]) || !PyUnicode_CheckExact(args[3])) {
         PyErr_SetString(PyExc_TypeError, "expected two words of a function, and letters");
         return false;
     }
     for (int index = 0; index < 2; index++) {
-        self->function[index] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[2], index));
+        self->function[index] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[1], index));
     }
-    return !PyErr_Occurred() && take_signature(&self->signature, args[3], args[4]) == 0;
+    return !PyErr_Occurred() && take_signature(&self->signature, args[2], args[3]) == 0;
 }
 
 /* Whether a thread of this process can enter the store, and nobody is in there. */
@@ -737,11 +735,11 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
     Py_INCREF(self); /* the guest may outlive every other reference */
     if (gate->near) {
         gate->near = false;
-        api.set_deadline(callee->context, FAR);
+        api.set_deadline(gate->context, FAR);
     }
     gate->inside = gate->roomless = true;
     PyThreadState *thread = PyEval_SaveThread();
-    void *error = api.call_unchecked(callee->context, callee->function, values, length, &trap);
+    void *error = api.call_unchecked(gate->context, callee->function, values, length, &trap);
     PyEval_RestoreThread(thread);
     gate->roomless = false;
     PyObject *result = NULL;
@@ -789,20 +787,20 @@ Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _open(gate, context, function, parameters, results, hold_seconds) */
+/* _open(gate, function, parameters, results, hold_seconds) */
 static PyObject *
 Direct_open(Direct *self, PyObject *const *args, Py_ssize_t count)
 {
     Callee *callee = &self->callee;
-    if (count != 6 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+    if (count != 5 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
         PyErr_SetString(PyExc_TypeError,
-                        "_open(gate, context, function, parameters, results, hold_seconds), once");
+                        "_open(gate, function, parameters, results, hold_seconds), once");
         return NULL;
     }
     if (!take_callee(callee, args)) {
         return NULL;
     }
-    self->hold_seconds = PyFloat_AsDouble(args[5]);
+    self->hold_seconds = PyFloat_AsDouble(args[4]);
     if (self->hold_seconds == -1.0 && PyErr_Occurred()) {
         return NULL;
     }
@@ -1219,6 +1217,14 @@ answer_plainly(head *own, Host *host, PyObject *answer)
     return true;
 }
 
+/* Answer if what the host has returned is plain, and the store still there; false otherwise. */
+static bool
+answer_at_once(const Gate *gate, head *own, Host *host, PyObject *answer)
+{
+    return !PyCoro_CheckExact(answer) && !gate->closing && gate->generation == generation &&
+           own->future != NULL && answer_plainly(own, host, answer);
+}
+
 /* Whether something that a host has started is on top of the operation; -1 for an error. */
 static int
 is_occupied(PyObject *operation)
@@ -1331,9 +1337,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         }
         else {
             int occupied = is_occupied(operation);
-            bool plain = occupied == 0 && !PyCoro_CheckExact(answer) && !gate->closing &&
-                         gate->generation == generation && own->future != NULL &&
-                         answer_plainly(own, host, answer);
+            bool plain = occupied == 0 && answer_at_once(gate, own, host, answer);
             if (occupied >= 0 && !plain) {
                 result = PyTuple_Pack(1, answer);
             }
@@ -1754,9 +1758,8 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
         PyObject *answer = call_host(own, host);
         PyObject *raised = answer == NULL ? take_raised() : NULL;
         Py_XSETREF(begun, PyObject_GetAttr(call, name_begun));
-        bool plain = raised == NULL && begun == Py_False && !PyCoro_CheckExact(answer) &&
-                     !gate->closing && gate->generation == generation && own->future != NULL &&
-                     answer_plainly(own, host, answer);
+        bool plain =
+            raised == NULL && begun == Py_False && answer_at_once(gate, own, host, answer);
         Py_DECREF(host);
         if (!plain && begun != NULL) {
             PyObject *outcome =
@@ -1858,16 +1861,16 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     Py_INCREF(self); /* the guest may outlive every other reference */
     if (!gate->yields) {
         gate->yields = true;
-        api.set_yielding(callee->context, NEAR);
+        api.set_yielding(gate->context, NEAR);
     }
     gate->near = true;
-    api.set_deadline(callee->context, NEAR); /* from now on: the last one may be long over */
+    api.set_deadline(gate->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
     gate->inside = gate->roomless = true;
     head *previous = polled;
     polled = own;
     PyThreadState *thread = PyEval_SaveThread();
-    own->future = api.call_async(callee->context, own->function, values, count, returned,
+    own->future = api.call_async(gate->context, own->function, values, count, returned,
                                  signature->results, (void **)&own->trap, (void **)&own->error);
     bool done = api.poll(own->future);
     if (done) {
@@ -1910,15 +1913,15 @@ leave:
     return result;
 }
 
-/* Quick(gate, context, function, parameters, results, clock, failed, hosts, fiber type) */
+/* Quick(gate, function, parameters, results, clock, failed, hosts, fiber type) */
 static PyObject *
 Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *const *given = ((PyTupleObject *)args)->ob_item;
-    if (PyTuple_GET_SIZE(args) != 9 || !PyObject_TypeCheck(given[0], &Gate_Type) ||
-        !Py_IS_TYPE(given[5], &Clock_Type) || !PyType_Check(given[8]) ||
-        !PyType_IsSubtype((PyTypeObject *)given[8], &Fiber_Type)) {
-        PyErr_SetString(PyExc_TypeError, "Quick(gate, context, function, parameters, results, "
+    if (PyTuple_GET_SIZE(args) != 8 || !PyObject_TypeCheck(given[0], &Gate_Type) ||
+        !Py_IS_TYPE(given[4], &Clock_Type) || !PyType_Check(given[7]) ||
+        !PyType_IsSubtype((PyTypeObject *)given[7], &Fiber_Type)) {
+        PyErr_SetString(PyExc_TypeError, "Quick(gate, function, parameters, results, "
                                          "clock, failed, hosts, fiber type)");
         return NULL;
     }
@@ -1928,10 +1931,10 @@ Quick_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->callee.vectorcall = Quick_vectorcall;
     self->callee.gate = (Gate *)Py_NewRef(given[0]);
-    self->clock = (Clock *)Py_NewRef(given[5]);
-    self->failed = Py_NewRef(given[6]);
-    self->hosts = Py_NewRef(given[7]);
-    self->fiber_type = (PyTypeObject *)Py_NewRef(given[8]);
+    self->clock = (Clock *)Py_NewRef(given[4]);
+    self->failed = Py_NewRef(given[5]);
+    self->hosts = Py_NewRef(given[6]);
+    self->fiber_type = (PyTypeObject *)Py_NewRef(given[7]);
     if (!take_callee(&self->callee, given)) {
         Py_CLEAR(self);
     }

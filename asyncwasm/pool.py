@@ -60,13 +60,12 @@ class PoolStatistics:
 class _Plan:
     """How the pool makes an instance, until its module is replaced."""
 
-    __slots__ = ("_factory", "_template", "alone", "engine", "module", "pooled")
+    __slots__ = ("_factory", "_template", "alone", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
-        self.engine = module.engine
         self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None
@@ -433,7 +432,7 @@ class InstancePool:
         """Make an instance that takes no time, None if it would, or there is no room in the pool."""
         if not plan.alone:
             return None
-        store = Store._lean(plan.engine, self._limits, plan.pooled)
+        store = Store._lean(plan.module.engine, self._limits, plan.pooled)
         try:
             instance = Instance._alone(plan.module, store)
         except RangeError:
@@ -481,7 +480,7 @@ class InstancePool:
 
     def _open(self, plan: _Plan, pooled: bool) -> Store:
         """Return a store for one more instance."""
-        store = Store._lean(plan.engine, self._limits, pooled)
+        store = Store._lean(plan.module.engine, self._limits, pooled)
         with self._lock:
             self._check_open()
             self._stores[store] = None

@@ -540,7 +540,7 @@ async def test_instances_that_nobody_took_are_closed() -> None:
 
 
 def _current_store() -> aw.Store:
-    from asyncwasm._runtime.operation import current
+    from asyncwasm._runtime.hostcall import current
 
     call = current.get()
     assert call is not None

@@ -20,7 +20,8 @@ from anyio import ClosedResourceError
 from .._errors import Trap
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
 from .._objects.function import ExportedFunction, Function, Shape
-from .._runtime.operation import HostCall, Operation, current
+from .._runtime.hostcall import HostCall, current
+from .._runtime.operation import Operation
 from .._runtime.threads import take
 from .checkpoints import at_ease, checkpoint, checkpoint_if_cancelled
 from .signal import AsyncioSignal, TrioSignal, closable_loop, new_signal
@@ -88,18 +89,17 @@ async def _drive(
             await _wait_for_turn(operation)
         started = now()
         slices = 0
-        if state is not None:
-            pass
-        elif shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
-            operation.begin()
-            state = await _poll_on_thread(operation)
-            # What was over within a slice was lengthy once, and may not be any more.
-            habit = shape.lengthy + (1 if now() - started > SLICE_SECONDS else -1)
-            # Others may have counted meanwhile: below zero it would never come back.
-            shape.lengthy = max(0, min(habit, LENGTHY))
-            started = now()
-        else:
-            state = operation.advance(SLICE_SECONDS)
+        if state is None:
+            if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
+                operation.begin()
+                state = await _poll_on_thread(operation)
+                # What was over within a slice was lengthy once, and may not be any more.
+                habit = shape.lengthy + (1 if now() - started > SLICE_SECONDS else -1)
+                # Others may have counted meanwhile: below zero it would never come back.
+                shape.lengthy = max(0, min(habit, LENGTHY))
+                started = now()
+            else:
+                state = operation.advance(SLICE_SECONDS)
         while state is not DONE:
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if state is IMPORT:

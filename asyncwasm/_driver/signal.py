@@ -126,7 +126,7 @@ def new_signal() -> AsyncioSignal | TrioSignal:
 
 def running_loop() -> object:
     """Return an object that stands for the running loop."""
-    if "trio" in sys.modules and in_trio():
+    if in_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
     loop = closable_loop()
     if loop is None:

@@ -43,13 +43,12 @@ class _PureDirect:
     def _open(
         self,
         handle: StoreHandle,
-        context: int,
         function: tuple[int, int],
         parameters: Row,
         results: Row,
         hold_seconds: float,
     ) -> None:
-        self._call = _caller(handle, context, function, parameters, results, hold_seconds)
+        self._call = _caller(handle, function, parameters, results, hold_seconds)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(self, arguments)
@@ -70,9 +69,7 @@ Direct: type[_PureDirect] = _PureDirect if speedups is None else speedups.Direct
 
 
 def opening(parameters: Row, results: Row) -> tuple[Any, Any] | None:
-    """Return what `_open` takes for the types of a function, None if it is not called directly."""
-    if not (parameters.numeric and results.numeric):
-        return None
+    """Return what `_open` takes for numeric types of a function, None if it is not to be opened."""
     if speedups is None:
         return parameters, results
     if plain(parameters) and plain(results):
@@ -82,7 +79,6 @@ def opening(parameters: Row, results: Row) -> tuple[Any, Any] | None:
 
 def _caller(
     handle: StoreHandle,
-    at: int,
     function: tuple[int, int],
     parameters: Row,
     results: Row,
@@ -92,7 +88,7 @@ def _caller(
     native = _unchecked()
     count = max(len(parameters.types), len(results.types))
     raw = _Words(*function)
-    context = ctypes.c_void_p(at)
+    context = ctypes.c_void_p(handle.context)
     callee = ctypes.c_void_p(ctypes.addressof(raw))
     length = ctypes.c_size_t(count)
     width = _HEADER + RAW_BYTES * count

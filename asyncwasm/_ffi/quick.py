@@ -113,7 +113,6 @@ def quick_call(
             return not_quick
         quick: Quick = speedups.Quick(
             handle,
-            handle.context,
             function,
             parameters.letters,
             results.letters,

@@ -19,7 +19,8 @@ from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime.host import HostFunction, cannot_cross, crosses_not
-from .._runtime.operation import Call, HostCall
+from .._runtime.hostcall import HostCall
+from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import Store
 from .._types import FunctionType, ValueType, function_type
@@ -99,7 +100,7 @@ class Shape:
         self.parameters: Row = row(type.parameters)
         self.results: Row = row(type.results)
         self.direct = self.parameters.numeric and self.results.numeric
-        self.opening = opening(self.parameters, self.results)
+        self.opening = opening(self.parameters, self.results) if self.direct else None
         self.lengthy = 0  # above it while awaited calls of the function take long
 
     def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
@@ -176,16 +177,13 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         self._name = name
         self._quick = None
         if shape.opening is not None:
-            handle = store.handle
-            self._open(handle, handle.context, raw, *shape.opening, guard.BLOCKING_SECONDS)
+            self._open(store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS)
         return self
 
     def _quick_way(self) -> Quick:
-        """Return what runs the first slice of a call."""
-        quick = self._quick
-        if quick is None:  # made when it is first wanted: many functions are never awaited
-            assert self._store is not None and self._extern is not None
-            quick = self._quick = self._shape.quick(self._store, self._extern.raw, self._name)
+        """Make what runs the first slice of a call; when first wanted: many are never awaited."""
+        assert self._store is not None and self._extern is not None
+        quick = self._quick = self._shape.quick(self._store, self._extern.raw, self._name)
         return quick
 
     @property

@@ -41,6 +41,11 @@ class Exports(Mapping[str, Any]):
     _home: tuple[Store, bytes, Module]  # not the instance: that would be a cycle
     _made: dict[str, Any]
 
+    def __init__(self, store: Store, raw: bytes, module: Module) -> None:
+        _set_declared(self, module._artifact.exports)
+        _set_home(self, (store, raw, module))
+        _set_made(self, {})
+
     def __getitem__(self, name: str) -> Any:
         made = self._made.get(name)
         return self._find(self._declared[name]) if made is None else made
@@ -100,14 +105,6 @@ _METHODS = frozenset(dir(Exports))
 _set_declared = Exports._declared.__set__  # type: ignore[attr-defined]  # past `__setattr__`
 _set_home = Exports._home.__set__  # type: ignore[attr-defined]
 _set_made = Exports._made.__set__  # type: ignore[attr-defined]
-
-
-def _exports(store: Store, raw: bytes, module: Module) -> Exports:
-    made = Exports.__new__(Exports)
-    _set_declared(made, module._artifact.exports)
-    _set_home(made, (store, raw, module))
-    _set_made(made, {})
-    return made
 
 
 class Template:
@@ -256,12 +253,12 @@ class Instance:
         except BaseException:
             preparation.failed()
             raise
-        self._setup(preparation, raw)
+        self._setup(preparation.module, preparation.store, preparation.owned, raw)
 
     @classmethod
     def _from_preparation(cls, preparation: Preparation, raw: bytes) -> Instance:
         self = cls.__new__(cls)
-        self._setup(preparation, raw)
+        self._setup(preparation.module, preparation.store, preparation.owned, raw)
         return self
 
     @classmethod
@@ -281,16 +278,13 @@ class Instance:
         if not isinstance(made, bytes):
             raise Instantiation(store, artifact, ()).failed(*made)
         self = cls.__new__(cls)
-        self._module = module
-        self._store = store
-        self._owned = True
-        self._raw = made
+        self._setup(module, store, True, made)
         return self
 
-    def _setup(self, preparation: Preparation, raw: bytes) -> None:
-        self._module = preparation.module
-        self._store = preparation.store
-        self._owned = preparation.owned
+    def _setup(self, module: Module, store: Store, owned: bool, raw: bytes) -> None:
+        self._module = module
+        self._store = store
+        self._owned = owned
         self._raw = raw
 
     @property
@@ -303,7 +297,7 @@ class Instance:
         found: Exports | None = self.__dict__.get("_exports")
         if found is None:
             # In one step: several threads may ask at once, and all of them get the same.
-            made = _exports(self._store, self._raw, self._module)
+            made = Exports(self._store, self._raw, self._module)
             found = self.__dict__.setdefault("_exports", made)
         return found
 

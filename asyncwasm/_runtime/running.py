@@ -7,7 +7,8 @@ from typing import Any
 
 from .._errors import SuspendError, Trap
 from .._ffi.fiber import DONE, IMPORT, State
-from .operation import HostCall, Operation, current
+from .hostcall import HostCall, current
+from .operation import Operation
 
 STRETCH_SECONDS = 0.02  # between looks at the deadline; the clock has to be asked for as well
 

@@ -37,8 +37,9 @@ from .artifact import Artifact, Variant
 from .config import Limits
 from .engine import Engine, default_engine
 from .host import HostFunction
+from .hostcall import HostCall, current
 from .known import Known, OnDemand
-from .operation import HostCall, Lane, Operation, current
+from .operation import Lane, Operation
 
 T = TypeVar("T")
 
@@ -86,27 +87,27 @@ class Store:
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         if sync_deadline_seconds is not None:
             _check_seconds(sync_deadline_seconds)
-        self._engine = engine
         self._sync_deadline_seconds = sync_deadline_seconds
-        self._limits = limits or _UNLIMITED
-        self._fuel = self._limits.fuel  # to begin with
         self._interleave = bool(interleave)
-        self._bind_lock = threading.RLock()
+        self._setup(engine, limits)
 
     @classmethod
     def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
         """Return what the constructor does, for arguments that have been checked."""
         self = cls.__new__(cls)
-        self._engine = engine
-        self._sync_deadline_seconds = None
-        self._limits = limits or _UNLIMITED
-        self._fuel = self._limits.fuel
-        self._interleave = False
-        self._bind_lock = threading.RLock()
+        self._setup(engine, limits)
         self.pooled = pooled
         return self
 
+    def _setup(self, engine: Engine | None, limits: Limits | None) -> None:
+        self._engine = engine
+        self._limits = limits or _UNLIMITED
+        self._fuel = self._limits.fuel  # to begin with
+        self._bind_lock = threading.RLock()
+
     # to begin with
+    _sync_deadline_seconds: float | None = None
+    _interleave = False
     _closed = False
     _native: StoreHandle | None = None
     _variant: Variant | None = None

@@ -1,0 +1,97 @@
+"""For whom host functions run, and where that is known."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from .._ffi.accelerator import speedups
+from .._ffi.fiber import Fiber
+
+if TYPE_CHECKING:
+    from .operation import Operation
+
+
+class HostCall:
+    """
+    A run of host functions on behalf of an operation; what they start inherits it.
+
+    Most hosts start nothing, so that a call which is over soon has no operation: only who asks for
+    that here has it made, from the exported function, its arguments, and the fiber.
+    """
+
+    __slots__ = (
+        "_fiber",
+        "_function",
+        "_given",
+        "_operation",
+        "active",
+        "outcome",
+        "outer",
+        "store",
+    )
+
+    def __init__(
+        self,
+        operation: Operation | None,
+        function: Any = None,
+        given: tuple[Any, ...] = (),
+        fiber: Fiber | None = None,
+    ) -> None:
+        self.active = True
+        self._operation = operation
+        self.outer: HostCall | None
+        self.outcome: tuple[Any, ...] | None = None  # what the last of them has returned or raised
+        if operation is not None:
+            self.store, self.outer = operation.store, operation.outer
+            return
+        self.store, self.outer = function._store, current.get()
+        self._function, self._given, self._fiber = function, given, fiber
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is an operation."""
+        return self._operation is not None
+
+    @property
+    def operation(self) -> Operation:
+        """The operation, which has the room in its store."""
+        return self._operation or self.begin()
+
+    def begin(self) -> Operation:
+        """
+        Return the operation, made now if there is none.
+
+        Raises:
+            Interrupted: If the store has been closed meanwhile.
+        """
+        operation = self._operation
+        if operation is None:
+            operation = self._function._operation(self._given, self._fiber)
+            operation.outer = self.outer
+            if self.store.closed or not self.store.handle.ours:
+                raise self.store.unavailable(operation)
+            operation.enter_now()
+            self._operation = operation
+            self._fiber = None
+        return operation
+
+    @property
+    def ends(self) -> float | None:
+        """When what runs on its behalf has to be over, too."""
+        if not self.active:
+            return None
+        if self._operation is not None:
+            return self._operation.ends
+        return None if self.outer is None else self.outer.ends
+
+    def take_outcome(self) -> tuple[Any, ...]:
+        """Return the outcome, which may hold an exception, whose traceback holds the call."""
+        outcome, self.outcome = self.outcome, None
+        assert outcome is not None
+        return outcome
+
+
+current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
+if speedups is not None:
+    speedups.bind_calls(current, HostCall)
