@@ -157,7 +157,7 @@ class Indices(Sequence[int]):
         ValueError: If *body* has more or fewer numbers, or one of more than 32 bits.
     """
 
-    __slots__ = ("_body", "_count", "_ends", "_imported")
+    __slots__ = ("_body", "_count", "_ends", "_imported", "_strides")
 
     def __init__(self, imported: Sequence[int], body: bytes, count: int) -> None:
         ending = body.translate(_ENDS)
@@ -175,6 +175,7 @@ class Indices(Sequence[int]):
         self._body = body
         self._count = count
         self._ends = ends  # how many numbers end before each stride does
+        self._strides: dict[int, list[bytes]] = {}  # those that have been looked at, by number
 
     def __len__(self) -> int:
         return len(self._imported) + self._count
@@ -194,12 +195,14 @@ class Indices(Sequence[int]):
         if len(body) == self._count:  # nothing but numbers of one byte
             return body[at]
         stride = bisect_right(self._ends, at)
-        start = stride * _STRIDE
-        before = self._ends[stride - 1] if stride else 0
-        while start and body[start - 1] > 0x7F:  # the number began in the stride before
-            start -= 1
-        end = min((stride + 1) * _STRIDE, len(body))
-        return Reader(_NUMBER.findall(body, start, end)[at - before]).unsigned()
+        numbers = self._strides.get(stride)
+        if numbers is None:
+            start = stride * _STRIDE
+            while start and body[start - 1] > 0x7F:  # the number began in the stride before
+                start -= 1
+            end = min((stride + 1) * _STRIDE, len(body))
+            numbers = self._strides[stride] = _NUMBER.findall(body, start, end)
+        return Reader(numbers[at - (self._ends[stride - 1] if stride else 0)]).unsigned()
 
     def __iter__(self) -> Iterator[int]:
         yield from self._imported
