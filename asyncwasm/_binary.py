@@ -9,7 +9,7 @@ by their size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -75,15 +75,24 @@ class ModuleInfo(NamedTuple):
     name: str | None
 
 
+def _declaring(binary: Binary) -> Iterator[Section]:
+    """Yield the sections that `decode` reads: all but code, data and custom ones."""
+    return (each for each in sections_of(binary) if each.id not in (CUSTOM, CODE, DATA))
+
+
 def outline(binary: Binary) -> str:
-    """Return a digest of what `decode` reads: all sections but code, data and custom ones."""
+    """Return a digest of what `decode` reads."""
     digest = blake2b(digest_size=32)
-    for section in sections_of(binary):
-        if section.id not in (CUSTOM, CODE, DATA):
-            digest.update(section.id.to_bytes(1, "little"))
-            digest.update((section.end - section.start).to_bytes(8, "little"))
-            digest.update(binary[section.start : section.end])
+    for section in _declaring(binary):
+        digest.update(section.id.to_bytes(1, "little"))
+        digest.update((section.end - section.start).to_bytes(8, "little"))
+        digest.update(binary[section.start : section.end])
     return digest.hexdigest()
+
+
+def declared_bytes(binary: Binary) -> int:
+    """Return how many bytes `decode` reads, at most."""
+    return sum(each.end - each.start for each in _declaring(binary))
 
 
 def _module_name(payload: bytes) -> str | None:

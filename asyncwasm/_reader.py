@@ -427,6 +427,9 @@ DEFINITIONS: Final[dict[Kind, tuple[int, Callable[[Reader], Declared]]]] = {
 }
 
 
+_SECTION_HEADER_BYTES = 6  # at most: what it is, and its size
+
+
 class Section(NamedTuple):
     """Where a section is: *start* and *end* are its payload's, behind *name* if it is custom."""
 
@@ -439,22 +442,24 @@ class Section(NamedTuple):
 
 def sections_of(binary: Binary) -> Iterator[Section]:
     """Yield where each section of *binary* is, looking at nothing but their headers."""
-    reader = Reader(binary)
-    if not reader.skip(HEADER):
-        raise reader.fail("no header of a wasm module")
-    while reader.offset < len(binary):
-        header = reader.offset
+    if binary[: len(HEADER)] != HEADER:
+        raise ValueError("no header of a wasm module at offset 0")
+    header, size = len(HEADER), len(binary)
+    while header < size:
+        reader = Reader(binary[header : header + _SECTION_HEADER_BYTES], header)
         id = reader.byte()
-        size = reader.unsigned()
-        end = reader.offset + size
+        payload = reader.unsigned()
+        start = header + reader.offset
+        end = start + payload
         name = b""
         if id > TAG:
             raise reader.fail(f"unknown section {id}")
         if id == CUSTOM:
-            size = reader.unsigned()
-            name = binary[reader.offset : reader.offset + size]
-            reader.offset += size
-        if not reader.offset <= end <= len(binary):
-            raise reader.fail("unexpected end of a section")
-        yield Section(id, header, reader.offset, end, name)
-        reader.offset = end
+            reader = Reader(binary, offset=start)
+            length = reader.unsigned()
+            start = reader.offset + length
+            name = binary[reader.offset : start]
+        if not start <= end <= size:
+            raise ValueError(f"unexpected end of a section at offset {start}")
+        yield Section(id, header, start, end, name)
+        header = end

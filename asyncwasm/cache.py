@@ -102,8 +102,8 @@ def prune(
     with _opened(cache) as place:
         before = _measure(place)
         for file, _ in _own_files(place):
-            if file.endswith(".entry") and not _is_current(place, file):
-                place.remove(file.removesuffix(".entry"))
+            if file.endswith((".entry", ".refusal")) and not _is_current(place, file):
+                place.remove(file.partition(".")[0])
     cache.evict()
     with _opened(cache) as place:
         return _difference(before, _measure(place))
@@ -170,9 +170,9 @@ def _measure(place: Place) -> tuple[int, int]:
 
 
 def _is_current(place: Place, file: str) -> bool:
-    """Return whether this version of the engine could use an entry."""
+    """Return whether this version of the engine could use an entry or a refusal."""
     try:
-        header = place.read(file, "entry")
+        header = place.read(file, file.partition(".")[2])
     except Rejected:
         return False
     return header is None or header["engine"] == engine_version()

@@ -93,7 +93,7 @@ def compiled(directory: Path | str, source: Any = None, **options: Any) -> aw.Mo
     """Compile in an engine of its own, as another process would."""
     engine = aw.Engine(aw.EngineConfig(cache=directory, **options))
     module = aw.Module(wasm(ANSWER) if source is None else source, engine=engine)
-    assert aw.Instance(module).exports
+    aw.Instance(module)
     return module
 
 
@@ -352,6 +352,180 @@ def test_known_file_without_code_is_compiled_from_the_copy(
 
     assert events.names() == ["cache_file_unchanged", "cache_stored"]
     assert answer(module) == 41
+
+
+def padded(binary: bytes, mark: bytes = b"") -> bytes:
+    """Return *binary* with a custom section that makes it one of those not hashed again."""
+    content = b"\x03pad" + bytes(600_000) + mark.ljust(8) + bytes(600_000)
+    size = len(content)
+    return binary + bytes([0, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + content
+
+
+def test_known_bytes_are_not_hashed_again(
+    place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = padded(wasm(ANSWER))
+    first = compiled(place, binary, tier="optimized")
+    events.names()
+
+    def sha256(binary: bytes) -> str:
+        raise AssertionError("the bytes are hashed")
+
+    monkeypatch.setattr("asyncwasm._runtime.engine.sha256", sha256)
+    module = compiled(place, bytearray(binary), tier="optimized")
+
+    assert events.names() == ["cache_bytes_known", "cache_hit"]
+    assert module.digest == first.digest
+    assert module.exports() == first.exports()
+    assert module.byte_length == len(binary)
+    assert answer(pickle.loads(pickle.dumps(module))) == 41
+
+
+async def test_known_bytes_are_not_hashed_by_compile(place: Path, events: Events) -> None:
+    for _ in range(2):
+        engine = aw.Engine(aw.EngineConfig(cache=place, tier="optimized"))
+        await aw.compile(padded(wasm(ANSWER)), engine=engine)
+
+    assert events.names() == ["cache_stored", "cache_bytes_known", "cache_hit"]
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(change=st.integers(8, 1_200_000), bit=st.integers(0, 7))
+def test_similar_bytes_are_told_apart(place: Path, change: int, bit: int) -> None:
+    """Invariant: whatever byte differs, no module gets the binary of another."""
+    binary = padded(wasm(ANSWER))
+    compiled(place, binary, tier="optimized")
+    other = bytearray(binary)
+    other[change] ^= 1 << bit
+    try:
+        module = compiled(place, other, tier="optimized")
+    except aw.WasmError:  # what has been changed is not the padding
+        assert change < len(wasm(ANSWER)) + 8
+    else:
+        assert pickle.loads(pickle.dumps(module))._artifact.binary == other
+
+
+def test_similar_bytes_do_not_displace_each_other(place: Path, events: Events) -> None:
+    first, second = (padded(wasm(ANSWER), mark) for mark in (b"first", b"second"))
+    for binary in (first, second):
+        compiled(place, binary, tier="optimized")
+    events.names()
+    modules = [compiled(place, binary, tier="optimized") for binary in (first, second, first)]
+
+    assert events.names() == [
+        *("cache_bytes_known", "cache_hit"),
+        "cache_hit",  # it was hashed
+        *("cache_bytes_known", "cache_hit"),
+    ]
+    assert [module._artifact.binary for module in modules] == [first, second, first]
+
+
+def test_known_bytes_without_code_are_compiled_from_the_copy(place: Path, events: Events) -> None:
+    compiled(place, padded(wasm(ANSWER)), tier="optimized")
+    only(place, "entry").unlink()
+    events.names()
+    module = compiled(place, padded(wasm(ANSWER)), tier="optimized")
+
+    assert events.names() == ["cache_bytes_known", "cache_stored"]
+    assert answer(module) == 41
+
+
+def test_shared_directory_knows_no_bytes(open_place: Path) -> None:
+    compiled(open_place, padded(wasm(ANSWER)), tier="optimized")
+
+    assert {path.suffix for path in open_place.iterdir()} == {".entry", ".code"}
+
+
+def test_small_bytes_are_hashed(place: Path) -> None:
+    compiled(place)
+
+    assert not list(place.glob("*.bytes"))
+
+
+INVALID = wasm("(module (func (result i32) (i64.const 1)))")
+
+
+def refusal(place: Path, source: Any = None, **options: Any) -> aw.CompileError:
+    """Return what an engine of its own says of *source*."""
+    with pytest.raises(aw.CompileError) as caught:
+        compiled(place, padded(INVALID) if source is None else source, **options)
+    return caught.value
+
+
+def test_large_module_that_is_not_valid_is_validated_once(
+    place: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = refusal(place)
+    events.names()
+
+    def validate(*arguments: object) -> None:
+        raise AssertionError("it is validated")
+
+    monkeypatch.setattr(compiling, "is_valid", validate)
+    second = refusal(place)
+
+    assert events.names() == ["cache_bytes_known", "cache_refused"]
+    assert str(second) == str(first)
+    assert second.offset == first.offset is not None
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_file_that_is_not_valid_is_not_read_again(
+    place: Path, tmp_path: Path, events: Events
+) -> None:
+    source = settled(tmp_path / "a.wasm", padded(INVALID))
+    first = refusal(place, source)
+    events.names()
+    second = refusal(place, source)
+
+    assert events.names() == ["cache_file_unchanged", "cache_refused"]
+    assert str(second) == str(first)
+
+
+def test_refusal_is_that_of_one_configuration(place: Path, events: Events) -> None:
+    binary = padded(wasm("(module (memory i64 1))"))
+    refusal(place, binary, memory64=False)
+    compiled(place, binary, tier="optimized")
+    events.names()
+    refusal(place, binary, memory64=False)
+
+    assert events.names() == ["cache_bytes_known", "cache_refused"]
+
+
+def test_small_module_that_is_not_valid_is_not_kept(place: Path) -> None:
+    refusal(place, INVALID)
+
+    assert not list(place.glob("*.refusal"))
+
+
+def test_what_is_no_module_at_all_is_refused_again(place: Path, tmp_path: Path) -> None:
+    source = settled(tmp_path / "a.wasm", bytes(2 << 20))
+
+    messages = {str(refusal(place, each)) for each in (source, source, bytes(2 << 20))}
+
+    assert len(messages) == 1
+
+
+def test_shared_directory_keeps_refusals(open_place: Path, events: Events) -> None:
+    refusal(open_place)
+    events.names()
+    refusal(open_place)
+
+    assert events.names() == ["cache_refused"]
+
+
+def test_tampered_refusal_is_deleted(place: Path, events: Events) -> None:
+    first = refusal(place)
+    _flip(only(place, "refusal"), 60)
+    events.names()
+    second = refusal(place)
+
+    assert events.names() == ["cache_bytes_known", "cache_rejected"]
+    assert str(second) == str(first)
+    refusal(place)
+    assert events.names() == ["cache_bytes_known", "cache_refused"]
 
 
 @pytest.mark.usefixtures("_no_settling")
@@ -671,6 +845,24 @@ def test_tampered_copy_is_deleted_and_made_again(
     assert answer(module) == 41
     compiled(place, source)
     assert events.names() == ["cache_file_unchanged", "cache_hit"]
+
+
+@pytest.mark.parametrize(
+    "tamper", TAMPERING_WITH_THE_COPY.values(), ids=TAMPERING_WITH_THE_COPY.keys()
+)
+def test_tampered_copy_of_bytes_is_deleted_and_made_again(
+    place: Path, events: Events, tamper: Callable[[Path], object]
+) -> None:
+    binary = padded(wasm(ANSWER))
+    compiled(place, binary, tier="optimized")
+    tamper(only(place, "wasm"))
+    events.names()
+    module = compiled(place, binary, tier="optimized")
+
+    assert events.names() == ["cache_rejected", "cache_hit"]
+    assert answer(module) == 41
+    compiled(place, binary, tier="optimized")
+    assert events.names() == ["cache_bytes_known", "cache_hit"]
 
 
 def test_header_of_an_older_format_is_not_believed(place: Path, monkeypatch: Any) -> None:

@@ -710,9 +710,12 @@ def test_cache_prune_removes_what_another_engine_made(
     guests: Path, cache_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document("compile", guests / "add.wasm")
+    (guests / "none.wasm").write_bytes(b"\0asm\1\0\0\0\xff" + bytes(2 << 20))
+    assert run("compile", guests / "none.wasm").exit_code == 1  # the verdict is kept too
     monkeypatch.setattr(cache_face, "engine_version", lambda: "later")
 
     assert document("cache", "prune")["removed_entries"] == 1
+    assert {path.suffix for path in cache_directory.iterdir()} == {""}  # the key is left
 
 
 def test_cache_prune_removes_what_does_not_check_out(guests: Path, cache_directory: Path) -> None:

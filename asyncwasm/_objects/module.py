@@ -70,7 +70,7 @@ class Module:
     def _setup(self, artifact: Artifact, options: CompileOptions) -> None:
         self._artifact = artifact
         self._options = options
-        self._provided = options.provide(artifact.info)
+        self._provided = {} if options == NO_OPTIONS else options.provide(artifact.info)
 
     @property
     def byte_length(self) -> int:

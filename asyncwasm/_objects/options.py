@@ -59,8 +59,6 @@ class CompileOptions(NamedTuple):
         """
         if len(set(self.builtins)) != len(self.builtins):
             raise CompileError(f"a builtin set is named twice in {', '.join(self.builtins)}")
-        if self == NO_OPTIONS:
-            return {}
         sets = {f"wasm:{name}": SETS.get(f"wasm:{name}", {}) for name in self.builtins}
         provided: dict[int, Any] = {}
         for index, declared in enumerate(info.imports):

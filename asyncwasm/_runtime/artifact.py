@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._binary import ModuleInfo, defined_memories
+from .._binary import Export, ModuleInfo, decode, defined_memories
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._reader import Binary
@@ -32,35 +33,11 @@ class Artifact:
     One artifact serves every `Module` of the same bytes.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_fueled",
-        "_function_types",
-        "_natives",
-        "_optimized",
-        "_shared_bytes",
-        "cached",
-        "digest",
-        "engine",
-        "exports",
-        "holds_references",
-        "imports_shared_memory",
-        "info",
-        "kinds",
-        "links",
-        "renamed",
-        "shapes",
-        "source",
-        "starts_baseline",
-        "unpoolable",
-    )
-
     def __init__(
         self,
         engine: Engine,
         source: Binary,
         digest: str,
-        info: ModuleInfo,
         *,
         holds_references: bool,
         starts_baseline: bool,
@@ -69,14 +46,10 @@ class Artifact:
         self.engine = engine
         self.source = source
         self.digest = digest
-        self.info = info
-        self.exports = {each.name: each for each in info.exports}
         # The module's code, and that linked, where all imports are host functions: the same for
         # every new store, because it numbers its functions from 0.
         self.links: dict[Variant, tuple[Handle, Handle]] = {}
         self.shapes: dict[str, Any] = {}  # of exported functions, by name
-        self.kinds = [type.kind for type in info.types]
-        self.renamed = _has_twins(info)
         self.holds_references = holds_references
         self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
         self.cached = cached  # whether its first code came from the cache
@@ -85,19 +58,42 @@ class Artifact:
         pooled = engine.config.pools_everything
         self._optimized = Variant(False, False, pooled)
         self._fueled = Variant(False, True, pooled)
-        self._shared_bytes: int | None = None
-        self.imports_shared_memory = any(
-            isinstance(each.type, MemoryType) and each.type.shared for each in info.imports
-        )
         self._function_types: dict[Variant, tuple[Handle, list[Handle | None]]] = {}
 
-    @property
+    # What follows is read when somebody wants to know: a batch of modules may only be compiled.
+
+    @cached_property
+    def info(self) -> ModuleInfo:
+        """What the binary declares."""
+        return decode(self.source)
+
+    @cached_property
+    def exports(self) -> dict[str, Export]:
+        """The exports by name."""
+        return {each.name: each for each in self.info.exports}
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """What each type is one of, by its index."""
+        return [type.kind for type in self.info.types]
+
+    @cached_property
+    def renamed(self) -> bool:
+        """Whether imports are told apart by position, because two have one name."""
+        return _has_twins(self.info)
+
+    @cached_property
+    def imports_shared_memory(self) -> bool:
+        """Whether it imports a memory that others can write meanwhile."""
+        return any(
+            isinstance(each.type, MemoryType) and each.type.shared for each in self.info.imports
+        )
+
+    @cached_property
     def shared_bytes(self) -> int:
         """Bytes that the largest shared memory which the module defines can grow to."""
-        if self._shared_bytes is None:
-            pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
-            self._shared_bytes = max(pages, default=0) * PAGE_BYTES
-        return self._shared_bytes
+        pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
+        return max(pages, default=0) * PAGE_BYTES
 
     @property
     def stands_alone(self) -> bool:

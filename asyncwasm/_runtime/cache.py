@@ -7,12 +7,11 @@ Rule 1: in a directory of our own, an entry vouches for the very file that holds
 inode, size and times, the one of change included, which nobody can set. So no megabytes are read.
 Rule 2: in a directory that others can write, an entry vouches for the content. The file is opened
 once, read, checked, and the bytes that were checked are loaded; its name is not used again.
-Rule 3: the binary that goes with the code of a known source file is our copy of it, never the
-file itself: that can change at any time.
-Rule 4: what does not check out is deleted and compiled again. No error of the cache is an error
+Rule 3: what does not check out is deleted and compiled again. No error of the cache is an error
 of the caller.
 
-Files: NAME.entry (header) and NAME.RANDOM.code; NAME.file (what a source file contains) and
+Files: NAME.entry (header) and NAME.RANDOM.code; NAME.refusal (why a binary is not valid);
+NAME.file (what a source file contains) or NAME.bytes (what large bytes are), and
 NAME.RANDOM.wasm; and `key`. NAME is derived with the key, so that users of one directory do not
 meet.
 """
@@ -20,7 +19,6 @@ meet.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import sys
 import time
@@ -36,6 +34,7 @@ from .._ffi.handles import Handle
 from .._ffi.library import machine
 from .._hashes import blake2b, compare_digest
 from .config import EngineConfig
+from .copies import Recognized, find_copy, sample, write_copy
 from .place import Place, Rejected, Unusable, open_place, read_all, user_directory
 from .source import Identity
 
@@ -44,18 +43,8 @@ EVICTION_SECONDS = 60.0  # between evictions of one process
 
 _SETTLED_NS = 2_000_000_000  # what changed later than that may change again in the same tick
 _LINKS = "/proc/self/fd"  # names that open the very file of a descriptor
-# The mapping needs no descriptor of its own; before 3.13 there was no way to say so.
-_NO_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _evicted: dict[str, float] = {}  # when this process last looked at a directory
-
-
-class Known(NamedTuple):
-    """What a source file was found to contain."""
-
-    digest: str
-    outline: str  # so that a wrong digest can never bring code of another shape
-    binary: mmap.mmap
 
 
 class Loaded(NamedTuple):
@@ -110,22 +99,19 @@ class Cache:
         started = perf_counter()
         with self._guarded("load"), self.opened() as place:
             name = _entry_name(place, digest, configuration)
-            try:
+            with self._checked(place, name + ".entry"):
                 header = place.read(name + ".entry", "entry")
                 if header is None:
                     return None
                 handle = (_load_content if place.shared else _load_file)(place, engine, header)
-            except Rejected as exc:
-                self._reject(place, name, ".entry", exc)
-                return None
-            place.touch(name + ".entry")
-            _log.event(
-                "cache_hit",
-                digest=digest,
-                code_bytes=int(header["size"]),
-                seconds=round(perf_counter() - started, 6),
-            )
-            return Loaded(handle, header["holds_references"] == "True")
+                place.touch(name + ".entry")
+                _log.event(
+                    "cache_hit",
+                    digest=digest,
+                    code_bytes=int(header["size"]),
+                    seconds=round(perf_counter() - started, 6),
+                )
+                return Loaded(handle, header["holds_references"] == "True")
         return None
 
     def store(
@@ -176,23 +162,59 @@ class Cache:
         with self._guarded("forget"), self.opened() as place:
             place.remove(_entry_name(place, digest, configuration))
 
-    def find_file(self, identity: Identity) -> Known | None:
-        """Return what the source file with *identity* contains, if it has not changed since."""
+    def find_refusal(self, digest: str, configuration: Mapping[str, Any]) -> CompileError | None:
+        """Return why the binary with *digest* is not valid, if that is known."""
+        with self._guarded("find_refusal"), self.opened() as place:
+            name = place.name("refusal", digest, *sorted(configuration.items()))
+            with self._checked(place, name + ".refusal"):
+                header = place.read(name + ".refusal", "refusal")
+                if header is None:
+                    return None
+                place.touch(name + ".refusal")
+                message = header["message"].encode("ascii").decode("unicode_escape")
+                offset = int(header["offset"]) if header["offset"] else None
+                _log.event("cache_refused", digest=digest, error=message)
+                return CompileError(message, offset)
+        return None
+
+    def store_refusal(
+        self, digest: str, configuration: Mapping[str, Any], error: CompileError
+    ) -> None:
+        """Keep why the binary with *digest* is not valid."""
+        with self._guarded("store_refusal"), self.opened() as place:
+            name = place.name("refusal", digest, *sorted(configuration.items()))
+            place.write_header(
+                name + ".refusal",
+                "refusal",
+                {
+                    "engine": configuration["engine"],
+                    "message": str(error).encode("unicode_escape").decode("ascii"),
+                    "offset": "" if error.offset is None else error.offset,
+                },
+            )
+            self._evict_sometimes(place)
+
+    def find_file(self, identity: Identity, outline: str) -> Recognized | None:
+        """
+        Return what the source file with *identity* contains, if it has not changed since.
+
+        Even on a file system that says a file has not changed when it has, nobody gets a module
+        of another *outline*.
+        """
         with self._guarded("find_file"), self.opened() as place:
             if place.shared:
                 return None
             name = place.name("file", *identity[:2])
-            try:
+            with self._checked(place, name + ".file"):
                 header = place.read(name + ".file", "file")
-                if header is None or header["identity"] != identity.text:
+                if header is None or (header["identity"], header["outline"]) != (
+                    identity.text,
+                    outline,
+                ):
                     return None
-                with place.opened_same(header["binary"], header["copied"], "the copy") as file:
-                    binary = mmap.mmap(file, 0, access=mmap.ACCESS_READ, **_NO_DESCRIPTOR)
-            except Rejected as exc:
-                self._reject(place, name, ".file", exc)
-                return None
-            place.touch(name + ".file")
-            return Known(header["digest"], header["outline"], binary)
+                found = find_copy(place, header)
+                place.touch(name + ".file")
+                return found
         return None
 
     def remember_file(self, identity: Identity, digest: str, outline: str, binary: bytes) -> None:
@@ -206,19 +228,33 @@ class Cache:
             if place.shared:
                 return
             name = place.name("file", *identity[:2])
-            file = f"{name}.{os.urandom(8).hex()}.wasm"
-            place.write(file, binary)
-            place.write_header(
-                name + ".file",
-                "file",
-                {
-                    "identity": identity.text,
-                    "digest": digest,
-                    "outline": outline,
-                    "binary": file,
-                    "copied": Identity.of(place.stat(file)).text,
-                },
-            )
+            facts = {"identity": identity.text, "outline": outline}
+            write_copy(place, name, "file", digest, binary, **facts)
+            self._evict_sometimes(place)
+
+    def find_bytes(self, binary: bytes) -> Recognized | None:
+        """Return what *binary* is, if there is a copy of it."""
+        with self._guarded("find_bytes"), self.opened() as place:
+            if place.shared:
+                return None
+            name = place.name("bytes", len(binary), sample(binary))
+            with self._checked(place, name + ".bytes"):
+                header = place.read(name + ".bytes", "bytes")
+                found = None if header is None else find_copy(place, header, binary)
+                if found is not None:
+                    place.touch(name + ".bytes")
+                return found
+        return None
+
+    def remember_bytes(self, digest: str, binary: bytes) -> None:
+        """Keep a copy of *binary*, if there is none of something so similar that it is in the way."""
+        if len(binary) > self.limit_bytes:
+            return
+        with self._guarded("remember_bytes"), self.opened() as place:
+            name = place.name("bytes", len(binary), sample(binary))
+            if place.shared or place.has(name + ".bytes"):
+                return
+            write_copy(place, name, "bytes", digest, binary)
             self._evict_sometimes(place)
 
     def evict(self) -> None:
@@ -256,15 +292,20 @@ class Cache:
                 error=repr(exc),
             )
 
-    def _reject(self, place: Place, name: str, ending: str, reason: Rejected) -> None:
-        place.remove(name)
-        _log.event(
-            "cache_rejected",
-            logging.WARNING,
-            directory=self.directory,
-            file=name + ending,
-            reason=str(reason),
-        )
+    @contextmanager
+    def _checked(self, place: Place, file: str) -> Iterator[None]:
+        """Delete what belongs to the header *file* if it is found not to check out."""
+        try:
+            yield
+        except Rejected as exc:
+            place.remove(file.partition(".")[0])
+            _log.event(
+                "cache_rejected",
+                logging.WARNING,
+                directory=self.directory,
+                file=file,
+                reason=str(exc),
+            )
 
     def _evict_sometimes(self, place: Place) -> None:
         now = time.monotonic()

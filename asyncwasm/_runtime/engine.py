@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import anyio
 
 from .. import _log
-from .._binary import ModuleInfo, decode, outline
+from .._binary import ModuleInfo, declared_bytes, decode, outline
 from .._errors import CompileError, LinkError, RangeError
 from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
@@ -32,8 +32,9 @@ from .._hashes import sha256
 from .._reader import Binary
 from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
-from .cache import Cache, Known, Loaded, configuration, open_cache
+from .cache import Cache, Loaded, configuration, open_cache
 from .config import DIRECT_STACK_BYTES, EngineConfig, Pooling
+from .copies import Recognized
 from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader
 from .threads import Threads
@@ -46,6 +47,8 @@ T = TypeVar("T")
 _SMALL_BYTES = 256 << 10
 # From this size on hashing takes longer than starting a thread.
 _LARGE_BYTES = 1 << 20
+# Up to this size, what a module declares is decoded in a few milliseconds.
+_FEW_BYTES = 64 << 10
 
 
 class Engine:
@@ -245,13 +248,25 @@ class Engine:
                 f"the module has {len(binary):,} bytes, the engine takes at most "
                 f"{self._config.max_module_bytes:,}; raise EngineConfig.max_module_bytes"
             )
-        if not self._natives and len(binary) >= _LARGE_BYTES:
+        large = len(binary) >= _LARGE_BYTES
+        if large and not self._natives:
             with suppress(anyio.ClosedResourceError):  # meanwhile; what has begun is finished
                 self.runners.submit(self._load_library)
-        artifact = self._compile_once(binary, sha256(binary))
-        if isinstance(read, FileReader) and isinstance(artifact, Artifact):
-            self._remember(read, artifact)
-        return artifact
+        if large and self.cache is not None and not isinstance(read, FileReader):
+            known = self.cache.find_bytes(binary)
+            if known is not None:
+                _log.event("cache_bytes_known", digest=known.digest)
+                return self._compile_once(known.binary, known.digest)
+        digest = sha256(binary)
+        try:
+            made = self._compile_once(binary, digest)
+        except CompileError:
+            if large:
+                self._remember(read, digest, binary)
+            raise
+        if isinstance(made, Artifact):
+            self._remember(read, digest, binary)
+        return made
 
     def _load_library(self) -> None:
         """Make the first native engine meanwhile: hashing does not hold the GIL."""
@@ -264,29 +279,30 @@ class Engine:
 
         return self._artifacts.get(digest) or self._artifact_flights.join(digest, make)
 
-    def _recognize(self, read: FileReader) -> Known | None:
+    def _recognize(self, read: FileReader) -> Recognized | None:
         """Return what the cache knows of a file that has not changed, which is not read."""
         cache = self.cache
         if cache is None:
             return None
-        with read.glance() as glance:
+        with read.glance() as glance, suppress(ValueError):
             if glance is None or len(glance) > self._config.max_module_bytes:
                 return None
-            known = cache.find_file(glance.identity)
-            # Even on a file system that says a file has not changed when it has, nobody gets a
-            # module of another shape.
-            with suppress(ValueError):
-                if known is not None and outline(glance) == known.outline:
-                    _log.event("cache_file_unchanged", digest=known.digest)
-                    return known
+            known = cache.find_file(glance.identity, outline(glance))
+            if known is not None:
+                _log.event("cache_file_unchanged", digest=known.digest)
+            return known
         return None
 
-    def _remember(self, read: FileReader, artifact: Artifact) -> None:
-        """Let the cache know the file of *artifact*, if it held still while it was read."""
-        if self.cache is not None and read.identity is not None:
-            self.cache.remember_file(
-                read.identity, artifact.digest, outline(artifact.source), artifact.binary
-            )
+    def _remember(self, read: Callable[[], bytes], digest: str, binary: bytes) -> None:
+        """Let the cache know what *read* has read: a file that held still, or many bytes."""
+        if self.cache is None:
+            return
+        if not isinstance(read, FileReader):
+            if len(binary) >= _LARGE_BYTES:
+                self.cache.remember_bytes(digest, binary)
+        elif read.identity is not None:
+            with suppress(ValueError):  # it is not even divided into sections
+                self.cache.remember_file(read.identity, digest, outline(binary), binary)
 
     def _compile_alone(self, source: Binary, digest: str) -> Artifact:
         if self._config.tier != "baseline":
@@ -300,9 +316,20 @@ class Engine:
                     artifact = self._artifact_from(loaded, source, digest, Variant(True))
                     self._optimize_later(artifact)
                     return artifact
+        refusals = self.cache if len(source) >= _LARGE_BYTES else None
+        facts = self._code_facts(Variant())
+        if refusals is not None:
+            refusal = refusals.find_refusal(digest, facts)
+            if refusal is not None:
+                raise refusal
         binary = source[:]
         started = perf_counter()
-        collected = self._validate(binary)
+        try:
+            collected = self._validate(binary)
+        except CompileError as exc:
+            if refusals is not None:
+                refusals.store_refusal(digest, facts, exc)
+            raise
         # Only what is valid is decoded.
         info = decode(binary)
         variant, handle = self._compile_first(linkable(binary, info))
@@ -310,11 +337,11 @@ class Engine:
             self,
             binary,
             digest,
-            info,
             holds_references=collected or _holds_references(info),
             starts_baseline=variant.baseline,
             cached=False,
         )
+        artifact.info = info
         artifact.add(variant, handle)
         self._artifacts[digest] = artifact
         _log.event(
@@ -339,11 +366,12 @@ class Engine:
             self,
             source,
             digest,
-            decode(source),
             holds_references=loaded.holds_references,
             starts_baseline=variant.baseline,
             cached=True,
         )
+        if declared_bytes(source) > _FEW_BYTES:
+            artifact.info  # noqa: B018  # now, on this thread
         artifact.add(variant, loaded.handle)
         self._artifacts[digest] = artifact
         return artifact

@@ -157,6 +157,14 @@ class Place:
         path, at = self._at(file)
         return os.stat(path, dir_fd=at, follow_symlinks=False)
 
+    def has(self, file: str) -> bool:
+        """Return whether there is a *file*."""
+        try:
+            self.stat(file)
+        except FileNotFoundError:
+            return False
+        return True
+
     def touch(self, file: str) -> None:
         """Note that *file* has been used."""
         path, at = self._at(file)
@@ -210,7 +218,12 @@ class Place:
             self.unlink(temporary)
 
 
-HEADERS = (".entry", ".file")  # how names of files end that `Place.read` reads
+HEADERS = (
+    ".entry",
+    ".refusal",
+    ".file",
+    ".bytes",
+)  # how names of files end that `Place.read` reads
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, overload
 
-_WINDOW_BYTES = 4096
+_WINDOW_BYTES = 32 << 10  # before their code, most modules have less
 
 
 class Identity(NamedTuple):
@@ -56,13 +56,20 @@ class Glance:
     def __getitem__(self, key: slice, /) -> bytes: ...
 
     def __getitem__(self, key: int | slice, /) -> int | bytes:
-        if isinstance(key, slice):
-            start, stop, _ = key.indices(len(self))
-            return os.pread(self._descriptor, max(0, stop - start), start)
-        if not self._start <= key < self._start + len(self._window):
-            self._start = key
-            self._window = os.pread(self._descriptor, _WINDOW_BYTES, key)
-        return self._window[key - self._start]
+        if not isinstance(key, slice):
+            return self._read(key, key + 1)[0]
+        start, stop, _ = key.indices(len(self))
+        return self._read(start, max(start, stop))
+
+    def _read(self, start: int, stop: int) -> bytes:
+        """Read from *start* to *stop*, and what comes next if it is not much."""
+        at = start - self._start
+        if at < 0 or stop - self._start > len(self._window):
+            if stop - start > _WINDOW_BYTES:
+                return os.pread(self._descriptor, stop - start, start)
+            self._start, at = start, 0
+            self._window = os.pread(self._descriptor, _WINDOW_BYTES, start)
+        return self._window[at : at + stop - start]
 
 
 class FileReader:
