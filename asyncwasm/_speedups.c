@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 8 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 9 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -1147,6 +1147,14 @@ requested_host(const head *own, PyObject *hosts)
     return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
 }
 
+/* How far a host has come: it has raised, or it waits for something, or has returned. */
+typedef struct {
+    PyObject *answer; /* what it has returned; its coroutine, if that waits */
+    PyObject *raised;
+    PyObject *waits_for; /* what the coroutine has yielded */
+    bool to_await;       /* the answer may be an awaitable, of which nothing has run */
+} Run;
+
 /* Call the host with the arguments of the request. */
 static PyObject *
 call_host(const head *own, const Host *host)
@@ -1168,10 +1176,58 @@ call_host(const head *own, const Host *host)
     while (made > 0) {
         Py_DECREF(values[made--]);
     }
-    if (answer != NULL && !host->suspending && PyErr_CheckSignals() < 0) {
-        Py_CLEAR(answer);
-    }
     return answer;
+}
+
+/* Call the host, and run the coroutine of one that suspends until it waits for something. */
+static Run
+run_host(const head *own, const Host *host)
+{
+    Run run = {.answer = call_host(own, host)};
+    if (run.answer != NULL && host->suspending) {
+        PyObject *value = NULL;
+        if (!PyCoro_CheckExact(run.answer)) {
+            run.to_await = true;
+            return run;
+        }
+        if (PyIter_Send(run.answer, Py_None, &value) == PYGEN_NEXT) {
+            run.waits_for = value;
+            return run;
+        }
+        Py_SETREF(run.answer, value);
+    }
+    if (run.answer != NULL && PyErr_CheckSignals() < 0) {
+        Py_CLEAR(run.answer);
+    }
+    if (run.answer == NULL) {
+        run.raised = take_raised();
+    }
+    return run;
+}
+
+/* Whether the host goes on, with the context variable set. */
+static bool
+goes_on(const Run *run)
+{
+    return run->to_await || run->waits_for != NULL;
+}
+
+/* (value,) | (None, exception) | (awaitable, call, token) | (coroutine, yielded, call, token) */
+static PyObject *
+outcome_of(const Run *run, PyObject *call, PyObject *token)
+{
+    return run->raised != NULL      ? PyTuple_Pack(2, Py_None, run->raised)
+           : run->to_await          ? PyTuple_Pack(3, run->answer, call, token)
+           : run->waits_for != NULL ? PyTuple_Pack(4, run->answer, run->waits_for, call, token)
+                                    : PyTuple_Pack(1, run->answer);
+}
+
+static void
+clear_run(Run *run)
+{
+    Py_CLEAR(run->answer);
+    Py_CLEAR(run->raised);
+    Py_CLEAR(run->waits_for);
 }
 
 /* Have hosts see `call` as what they run for; NULL with an exception, else for `leave_call`. */
@@ -1221,7 +1277,7 @@ answer_plainly(head *own, Host *host, PyObject *answer)
 static bool
 answer_at_once(const Gate *gate, head *own, Host *host, PyObject *answer)
 {
-    return !PyCoro_CheckExact(answer) && !gate->closing && gate->generation == generation &&
+    return answer != NULL && !PyCoro_CheckExact(answer) && !gate->closing && gate->generation == generation &&
            own->future != NULL && answer_plainly(own, host, answer);
 }
 
@@ -1259,12 +1315,12 @@ Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
 
 /*
  * advance(gate, hosts, operation, seconds, awaits)
- *     -> state | (value,) | (None, exception) | (awaitable, call, token)
+ *     -> state | outcome
  *
- * Poll, and answer requests of plain hosts, until something else is to be done or the time is
- * over. One or two values hand back what a host has returned or raised, for the slow way; three
- * what one that suspends has returned, if the caller `awaits` it, and the context variable stays
- * set. Its value while hosts run is a call of the operation.
+ * Poll, and answer requests of hosts, until something else is to be done or the time is over. An
+ * outcome of one or two values hands back what a host has returned or raised, for the slow way;
+ * one of more, what one that suspends waits for, if the caller `awaits` those: then the context
+ * variable stays set. Its value while hosts run is a call of the operation.
  */
 static PyObject *
 Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
@@ -1322,31 +1378,25 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             }
         }
         Py_INCREF(host);
-        PyObject *answer = call_host(own, host);
-        if (answer == NULL) {
-            PyObject *raised = take_raised();
-            result = PyTuple_Pack(2, Py_None, raised);
-            Py_DECREF(raised);
+        Run run = run_host(own, host);
+        int occupied = run.answer == NULL || goes_on(&run) ? 1 : is_occupied(operation);
+        if (occupied > 0 || (occupied == 0 && !answer_at_once(gate, own, host, run.answer))) {
+            result = outcome_of(&run, call, token);
         }
-        else if (host->suspending) {
-            result = PyTuple_Pack(3, answer, call, token);
-            if (result != NULL) {
-                Py_CLEAR(token);
-                Py_CLEAR(call);
-            }
+        else if (occupied == 0 && fine_seconds() >= end) {
+            result = Py_NewRef(state_answered);
         }
-        else {
-            int occupied = is_occupied(operation);
-            bool plain = occupied == 0 && answer_at_once(gate, own, host, answer);
-            if (occupied >= 0 && !plain) {
-                result = PyTuple_Pack(1, answer);
-            }
-            else if (occupied == 0 && fine_seconds() >= end) {
-                result = Py_NewRef(state_answered);
-            }
+        if (result != NULL && goes_on(&run)) {
+            Py_CLEAR(token);
+            Py_CLEAR(call);
+        }
+        else if (host->suspending) { /* tasks that it has left behind are on their own */
+            leave_call(call, token);
+            Py_CLEAR(token);
+            Py_CLEAR(call);
         }
         Py_DECREF(host);
-        Py_XDECREF(answer);
+        clear_run(&run);
         if (result != NULL || PyErr_Occurred()) {
             break;
         }
@@ -1726,7 +1776,7 @@ forget_future(Gate *gate, head *own)
 }
 
 /*
- * Answer requests of plain hosts, of a call that nobody knows of yet.
+ * Answer requests of hosts, of a call that nobody knows of yet; of those that suspend if `awaits`.
  *
  * Hosts see a call without an operation; should they need one, it is made (`HostCall.operation`),
  * and has the room from then on. Returns NULL if it is `done`, or with an exception; the fiber, if
@@ -1734,7 +1784,7 @@ forget_future(Gate *gate, head *own)
  */
 static PyObject *
 Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, double end,
-             bool *done)
+             bool awaits, bool *done)
 {
     Gate *gate = self->callee.gate;
     head *own = ((Fiber *)fiber)->head;
@@ -1742,7 +1792,7 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
     PyObject *call = NULL;
     for (;;) {
         Host *host = requested_host(own, self->hosts);
-        if (host == NULL || host->suspending) {
+        if (host == NULL || (host->suspending && !awaits)) {
             result = Py_NewRef(fiber);
             break;
         }
@@ -1755,22 +1805,30 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
             Py_XSETREF(gate->answering, Py_NewRef(call));
         }
         Py_INCREF(host);
-        PyObject *answer = call_host(own, host);
-        PyObject *raised = answer == NULL ? take_raised() : NULL;
+        Run run = run_host(own, host);
+        bool waits = goes_on(&run), ended = host->suspending && !waits;
         Py_XSETREF(begun, PyObject_GetAttr(call, name_begun));
-        bool plain =
-            raised == NULL && begun == Py_False && answer_at_once(gate, own, host, answer);
+        bool plain = !waits && begun == Py_False && answer_at_once(gate, own, host, run.answer);
         Py_DECREF(host);
         if (!plain && begun != NULL) {
-            PyObject *outcome =
-                raised == NULL ? PyTuple_Pack(1, answer) : PyTuple_Pack(2, Py_None, raised);
+            PyObject *outcome = outcome_of(&run, call, token);
             if (outcome != NULL && PyObject_SetAttr(call, name_outcome, outcome) == 0) {
                 result = Py_NewRef(call);
             }
             Py_XDECREF(outcome);
         }
-        Py_XDECREF(answer);
-        Py_XDECREF(raised);
+        clear_run(&run);
+        if (waits && result != NULL) { /* whoever awaits the rest leaves the call */
+            Py_CLEAR(gate->answering);
+            Py_CLEAR(token);
+            Py_CLEAR(call);
+        }
+        else if (plain && ended) { /* tasks that it has left behind are on their own */
+            Py_CLEAR(gate->answering);
+            leave_call(call, token);
+            Py_CLEAR(token);
+            Py_CLEAR(call);
+        }
         if (!plain) {
             break;
         }
@@ -1783,7 +1841,7 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
             break;
         }
         if (gate->closing) {
-            result = Py_NewRef(call); /* asked for its operation, it says so */
+            result = Py_NewRef(call != NULL ? call : fiber); /* its operation says so */
             break;
         }
         gate->inside = gate->roomless = true;
@@ -1892,7 +1950,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     if (!done && result != NULL && own->requested && !gate->guarded) {
         double end = fine_seconds() + (awaited ? SLICE_SECONDS : STRETCH_SECONDS);
         PyObject *fiber = result;
-        result = Quick_answer(self, args[0], given, fiber, end, &done);
+        result = Quick_answer(self, args[0], given, fiber, end, awaited, &done);
         Py_DECREF(fiber);
         if (awaited) {
             turn.last = clock->ticks;

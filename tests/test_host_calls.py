@@ -277,7 +277,10 @@ async def test_store_may_be_closed_by_another_thread_while_a_host_runs(call: Cal
 
 
 @both_ways
-async def test_other_threads_can_look_but_not_call_while_a_host_runs(call: Call) -> None:
+async def test_other_threads_can_look_but_not_call_while_a_host_waits_for_them(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncwasm._runtime.store.HANDED_SECONDS", 0.005)
     found: list[object] = []
 
     def intrude() -> None:

@@ -79,6 +79,23 @@ def test_async_import_runs_in_the_callers_task_and_context() -> None:
     run(main)
 
 
+def test_short_calls_wait_for_coroutines_on_trio() -> None:
+    async def f(value: int) -> int:
+        for _ in range(value % 3):
+            await trio.lowlevel.checkpoint()
+        with trio.move_on_after(0 if value == 4 else 30):
+            await trio.sleep(0 if value < 4 else 30)
+        return value
+
+    async def main() -> None:
+        made = guest(f)
+        for value in range(5):
+            assert await made.exports.call.call_async(value) == value
+        assert not made.store._alive()
+
+    run(main)
+
+
 def test_imports_run_on_trios_thread_after_the_guest_has_moved() -> None:
     seen: list[int] = []
 

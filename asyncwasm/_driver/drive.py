@@ -11,8 +11,11 @@ Guarantees:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
+from contextlib import suppress
+from contextvars import Token
 from time import perf_counter, sleep
-from types import CoroutineType
+from types import CoroutineType, coroutine
 from typing import Any
 
 from anyio import ClosedResourceError
@@ -50,7 +53,12 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         operation = function._operation(arguments, outcome)
         del outcome
     elif outcome.__class__ is HostCall:
-        return await _drive(outcome.operation, shape, outcome.take_outcome())
+        try:
+            operation = outcome.operation
+        except BaseException:
+            await _finish(outcome)
+            raise
+        return await _drive(operation, shape, outcome.take_outcome())
     else:
         return outcome
     return await _drive(operation, shape)
@@ -72,6 +80,18 @@ async def drive(operation: Operation) -> Any:
     await checkpoint_if_cancelled()
     await wait_for_turn(operation.store.engine.ticker.clock)
     return await _drive(operation)
+
+
+async def _finish(call: HostCall) -> None:
+    """Let a host function that waits go on to its end, for a guest that will not go on."""
+    begun, call.outcome = call.outcome, None
+    if begun is None or len(begun) < 3:
+        return
+    try:
+        with suppress(Exception):  # nobody is there to whom it could be raised
+            await _rest_of(begun)
+    finally:
+        _leave(call, begun[-1])
 
 
 async def _drive(
@@ -104,7 +124,7 @@ async def _drive(
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if state is IMPORT:
                     await _call_host(operation)
-                elif isinstance(state, tuple) and len(state) == 3:
+                elif isinstance(state, tuple) and len(state) > 2:
                     await _call_host(operation, state)
                 elif isinstance(state, tuple):
                     if operation.occupied:
@@ -161,13 +181,13 @@ async def _wait_for_turn(operation: Operation) -> None:
 
 
 async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None) -> None:
-    """Answer the guest's request; *begun* is what a suspending host has returned already."""
+    """Answer the guest's request; *begun* is how far a suspending host has come already."""
     call: HostCall
     if begun is None:
         call = HostCall(operation)
         token = current.set(call)
     else:
-        value, call, token = begun
+        call, token = begun[-2:]
     try:
         if begun is None:
             host = operation.host
@@ -176,8 +196,8 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
                 value = host.checked(value)
             elif inspect.isawaitable(value):
                 value = await value
-        elif value.__class__ is CoroutineType or inspect.isawaitable(value):
-            value = await value
+        else:
+            value = await _rest_of(begun)
         call.active = False
         if operation.occupied:
             await _wait_for_children(operation)
@@ -190,11 +210,44 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
             await _wait_for_children(operation)
         operation.throw(exc)
     finally:
-        call.active = False
-        try:
-            current.reset(token)
-        except ValueError:
-            pass  # the loop is gone, and the coroutine is collected in another context
+        _leave(call, token)
+
+
+def _leave(call: HostCall, token: Token[HostCall | None]) -> None:
+    """Note that the host function is over."""
+    call.active = False
+    try:
+        current.reset(token)
+    except ValueError:
+        pass  # the loop is gone, and the coroutine is collected in another context
+
+
+async def _rest_of(begun: tuple[Any, ...]) -> Any:
+    """Return what a suspending host returns in the end, of which some has run already."""
+    value = begun[0]
+    if len(begun) == 4:
+        return await _resumed(value, begun[1])
+    if value.__class__ is CoroutineType or inspect.isawaitable(value):
+        return await value
+    return value
+
+
+@coroutine
+def _resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has yielded what it *waits_for*, as `await` would."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                started.close()
+                raise
+            except BaseException as exc:
+                waits_for = started.throw(exc)
+            else:
+                waits_for = started.send(sent)
+    except StopIteration as stop:
+        return stop.value
 
 
 async def _wait_for_children(operation: Operation) -> None:

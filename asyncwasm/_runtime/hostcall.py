@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,12 @@ class HostCall:
 
         Raises:
             Interrupted: If the store has been closed meanwhile.
+            BusyResourceError: If the thread whose call it is does not get on with it.
         """
+        if self._operation is None and self.store.handle.handed_by != threading.get_ident():
+            # Another thread makes it, now or never.
+            if not self.store.outwait() or self._operation is None:
+                raise self.store.unavailable(None)
         operation = self._operation
         if operation is None:
             operation = self._function._operation(self._given, self._fiber)

@@ -309,7 +309,8 @@ class Operation:
 
         Returns a state as `poll` does, ANSWERED when the time is over, or what a host function
         has returned, ``(value,)``, or raised, ``(None, exception)``, for `settle`. If the caller
-        *awaits* those that suspend, ``(awaitable, call, token)`` is what one has returned.
+        *awaits* those that suspend, ``(awaitable, call, token)`` is what one has returned, and
+        ``(coroutine, yielded, call, token)`` one that has run up to where it waits.
         """
         store = self.store
         if speedups is None or not store.hosts:
@@ -337,7 +338,8 @@ class Operation:
                 del exc, outcome  # its traceback holds this frame
             return
         try:
-            self.answer(self.host.checked(outcome[0]))
+            host, value = self.host, outcome[0]
+            self.answer(value if host.suspending else host.checked(value))
         except Trap:
             raise
         except Exception as exc:

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
+from time import perf_counter, sleep
 from typing import Any, TypeVar
 
 import anyio
@@ -42,6 +43,9 @@ from .known import Known, OnDemand
 from .operation import Lane, Operation
 
 T = TypeVar("T")
+
+HANDED_SECONDS = 0.2  # that others wait for a call of which nobody knows yet
+PAUSE_SECONDS = 0.0001
 
 _UNLIMITED = Limits()
 _NONE: list[Any] = []  # stays empty
@@ -408,6 +412,22 @@ class Store:
             raise anyio.BusyResourceError("making a reference while a guest runs in this store")
         innermost.inject(action)
 
+    def outwait(self) -> bool:
+        """
+        Wait until the call that another thread has begun in here, if any, is known or over.
+
+        It runs host functions for a short time: return False if it takes longer than that.
+        """
+        handle = self._native
+        if handle is None or not _alive(handle.handed):
+            return True
+        end = perf_counter() + HANDED_SECONDS
+        while _alive(handle.handed) and handle.handed_by != threading.get_ident():
+            if perf_counter() > end:
+                return False
+            sleep(PAUSE_SECONDS)
+        return True
+
     def unavailable(self, operation: Operation | None) -> Exception:
         if self._native is not None and not self._native.ours:
             return anyio.ClosedResourceError(
@@ -449,10 +469,10 @@ class Store:
         self._check_open()
         handle = self._native
         if handle is not None and handle.handed is not None:
-            handed = handle.handed()
+            if not self.outwait():
+                raise self.unavailable(operation)
+            handed = handle.handed and handle.handed()
             if handed is not None and handed is not operation.fiber:
-                if handle.handed_by != threading.get_ident():
-                    raise self.unavailable(operation)
                 if handle.answering is not None:  # its host function is what starts this one
                     handle.answering.begin()
                 else:  # a signal handler has torn its call apart before it went on
