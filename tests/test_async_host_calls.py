@@ -353,13 +353,16 @@ def test_loop_that_is_closed_meanwhile_leaves_nothing() -> None:
         await asyncio.sleep(0)
         return made
 
+    def drop() -> None:
+        keep.clear()
+        gc.collect()
+
     keep: list[Any] = []
     loop = asyncio.new_event_loop()
     made = loop.run_until_complete(begin())
     loop.close()
     with pytest.warns(ResourceWarning, match="the event loop was closed"):
-        keep.clear()
-        gc.collect()
+        drop()
 
     assert ended == ["closed"]
     assert made.exports.plain(1) == 2
@@ -504,20 +507,15 @@ async def test_instance_that_its_coroutines_refer_to_is_collected() -> None:
 
 
 async def test_calls_of_many_instances_wait_side_by_side() -> None:
-    gate = asyncio.Event()
-    waiting = 0
+    everybody = asyncio.Barrier(11)
 
     async def f(value: int) -> int:
-        nonlocal waiting
-        waiting += 1
-        await gate.wait()
+        await everybody.wait()
         return value
 
     many = [await hosted(f) for _ in range(10)]
     calls = [asyncio.create_task(each.exports.call.call_async(n)) for n, each in enumerate(many)]
-    while waiting < 10:
-        await asyncio.sleep(0)
-    gate.set()
+    await everybody.wait()
 
     assert await asyncio.gather(*calls) == list(range(10))
     assert all(is_idle(each) for each in many)

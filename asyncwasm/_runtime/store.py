@@ -471,7 +471,7 @@ class Store:
         if handle is not None and handle.handed is not None:
             if not self.outwait():
                 raise self.unavailable(operation)
-            handed = handle.handed and handle.handed()
+            handed = None if handle.handed is None else handle.handed()
             if handed is not None and handed is not operation.fiber:
                 if handle.answering is not None:  # its host function is what starts this one
                     handle.answering.begin()
