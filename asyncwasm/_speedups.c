@@ -1179,6 +1179,26 @@ call_host(const head *own, const Host *host)
     return answer;
 }
 
+/*
+ * Coroutines that run within each other, on this thread. Should the innermost wait, each of them is
+ * awaited by more frames than it runs in now, of which the recursion limit has to allow as many.
+ */
+static THREAD_LOCAL int steps;
+#define MOST_STEPS 4
+#define STEP_FRAMES 40
+#define FRAMES_EACH 4
+
+static bool
+is_room(long frames)
+{
+    frames += FRAMES_EACH * steps;
+#if PY_VERSION_HEX < 0x030C0000
+    return PyThreadState_Get()->recursion_remaining > frames;
+#else
+    return PyThreadState_Get()->py_recursion_remaining > frames;
+#endif
+}
+
 /* Call the host, and run the coroutine of one that suspends until it waits for something. */
 static Run
 run_host(const head *own, const Host *host)
@@ -1186,11 +1206,14 @@ run_host(const head *own, const Host *host)
     Run run = {.answer = call_host(own, host)};
     if (run.answer != NULL && host->suspending) {
         PyObject *value = NULL;
-        if (!PyCoro_CheckExact(run.answer)) {
+        if (!PyCoro_CheckExact(run.answer) || steps == MOST_STEPS || !is_room(STEP_FRAMES)) {
             run.to_await = true;
             return run;
         }
-        if (PyIter_Send(run.answer, Py_None, &value) == PYGEN_NEXT) {
+        steps++;
+        PySendResult came = PyIter_Send(run.answer, Py_None, &value);
+        steps--;
+        if (came == PYGEN_NEXT) {
             run.waits_for = value;
             return run;
         }
@@ -2105,11 +2128,7 @@ has_room(PyObject *module, PyObject *frames)
     if (wanted == -1 && PyErr_Occurred()) {
         return NULL;
     }
-#if PY_VERSION_HEX < 0x030C0000
-    return PyBool_FromLong(PyThreadState_Get()->recursion_remaining > wanted);
-#else
-    return PyBool_FromLong(PyThreadState_Get()->py_recursion_remaining > wanted);
-#endif
+    return PyBool_FromLong(is_room(wanted));
 }
 
 static PyMethodDef methods[] = {

@@ -21,6 +21,7 @@ import pytest
 
 import asyncwasm as aw
 
+from .support import run_script
 from .test_host_calls import hosted, is_idle
 
 every_loop = pytest.mark.every_loop
@@ -534,3 +535,55 @@ async def test_eager_tasks_call_too(factory: Callable[..., Any] | None) -> None:
         assert await loop.create_task(made.exports.call.call_async(3)) == 3
     finally:
         loop.set_task_factory(None)
+
+
+RECURSION = """
+import asyncio, sys
+import asyncwasm as aw
+module = aw.Module(aw.wat2wasm('''(module
+  (import "host" "f" (func $f (param i32) (result i32)))
+  (func (export "plain") (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))
+  (func (export "call") (param i32) (result i32) (call $f (local.get 0))))'''))
+
+async def try_it(waits, catches):
+    async def f(value):
+        if value % 3 < waits:
+            await asyncio.sleep(0)
+        try:
+            return await instance.exports.call.call_async(value + 1)
+        except RecursionError:
+            if not catches:
+                raise
+            await asyncio.sleep(0)
+            return value
+
+    instance = aw.Instance(module, {"host": {"f": f}})
+    assert await instance.exports.plain.call_async(1) == 2
+    try:
+        async with asyncio.timeout(10):
+            deepest = await instance.exports.call.call_async(0)
+    except RecursionError:
+        assert not catches or limit < 120
+    else:
+        assert catches and deepest > 3
+    return instance
+
+usual = sys.getrecursionlimit()
+for limit in range(90, 250, 3):
+    for waits in (0, 1, 3):
+        for catches in (False, True):
+            sys.setrecursionlimit(limit)
+            try:
+                instance = asyncio.run(try_it(waits, catches))
+            finally:
+                sys.setrecursionlimit(usual)
+            assert instance.exports.plain(1) == 2
+            assert not instance.store._alive()
+print("done")
+"""
+
+
+def test_recursion_through_coroutines_ends_wherever_it_meets_the_limit() -> None:
+    done = run_script(RECURSION)
+
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -58,7 +58,11 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         except BaseException:
             await _finish(outcome)
             raise
-        return await _drive(operation, shape, outcome.take_outcome())
+        try:
+            return await _drive(operation, shape, outcome.take_outcome())
+        finally:
+            if operation.fiber is not None:  # there was not even room for that call
+                operation.leave()
     else:
         return outcome
     return await _drive(operation, shape)
@@ -89,7 +93,10 @@ async def _finish(call: HostCall) -> None:
         return
     try:
         with suppress(Exception):  # nobody is there to whom it could be raised
-            await _rest_of(begun)
+            if len(begun) == 4:
+                await _resumed(begun[0], begun[1])
+            elif inspect.isawaitable(begun[0]):
+                await begun[0]
     finally:
         _leave(call, begun[-1])
 
@@ -196,8 +203,12 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
                 value = host.checked(value)
             elif inspect.isawaitable(value):
                 value = await value
+        elif len(begun) == 4:
+            value = await _resumed(begun[0], begun[1])
         else:
-            value = await _rest_of(begun)
+            value = begun[0]
+            if inspect.isawaitable(value):
+                value = await value
         call.active = False
         if operation.occupied:
             await _wait_for_children(operation)
@@ -220,16 +231,6 @@ def _leave(call: HostCall, token: Token[HostCall | None]) -> None:
         current.reset(token)
     except ValueError:
         pass  # the loop is gone, and the coroutine is collected in another context
-
-
-async def _rest_of(begun: tuple[Any, ...]) -> Any:
-    """Return what a suspending host returns in the end, of which some has run already."""
-    value = begun[0]
-    if len(begun) == 4:
-        return await _resumed(value, begun[1])
-    if value.__class__ is CoroutineType or inspect.isawaitable(value):
-        return await value
-    return value
 
 
 @coroutine

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .._errors import (
@@ -76,27 +77,21 @@ def take_error(pointer: int) -> NativeError:
 
 
 def take_trap(pointer: int) -> Trap:
-    """Read and free the trap at *pointer*, and return it as an exception."""
+    """Read and free the trap at *pointer*, and return it as the narrowest exception."""
     try:
-        text = ByteVec()
-        lib.wasm_trap_message(pointer, ctypes.byref(text))
-        frames = _frames(lib.wasm_trap_trace, pointer)
         number = ctypes.c_uint8()
-        has_code = lib.wasmtime_trap_code(pointer, ctypes.byref(number))
+        code: TrapCode | None = None
+        if lib.wasmtime_trap_code(pointer, ctypes.byref(number)):
+            with suppress(ValueError):  # a code newer than ours: the text still says what happened
+                code = TrapCode(number.value)
+        frames = _frames(lib.wasm_trap_trace, pointer)
+        message = None if code is None else _MESSAGES.get(code)
+        if message is None:  # otherwise it need not be asked for: making it takes long
+            text = ByteVec()
+            lib.wasm_trap_message(pointer, ctypes.byref(text))
+            message = _bare(text.take().rstrip(b"\0").decode(errors="replace"))
     finally:
         lib.wasm_trap_delete(pointer)
-    message = _bare(text.take().rstrip(b"\0").decode(errors="replace"))
-    return trap(number.value if has_code else None, message, frames)
-
-
-def trap(number: int | None, message: str, frames: tuple[Frame, ...]) -> Trap:
-    """Return the narrowest exception for trap *number*."""
-    try:
-        code = None if number is None else TrapCode(number)
-    except ValueError:  # a code newer than ours: the text still says what happened
-        code = None
-    if code is not None:
-        message = _MESSAGES.get(code, message)
     if frames:
         message = f"{message} in {frames[0]}"
     if code is TrapCode.STACK_OVERFLOW:

@@ -309,7 +309,12 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
             if outcome.__class__ is Fiber:
                 return run(self._operation(arguments, outcome))
             if outcome.__class__ is HostCall:
-                return run(outcome.operation, outcome.take_outcome())
+                operation = outcome.operation
+                try:
+                    return run(operation, outcome.take_outcome())
+                finally:
+                    if operation.fiber is not None:  # there was not even room for that call
+                        operation.leave()
             if outcome is not NotImplemented:
                 return outcome
         return run(self._operation(arguments))
