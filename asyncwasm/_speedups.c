@@ -1152,7 +1152,7 @@ typedef struct {
     PyObject *answer; /* what it has returned; its coroutine, if that waits */
     PyObject *raised;
     PyObject *waits_for; /* what the coroutine has yielded */
-    bool to_await;       /* the answer may be an awaitable, of which nothing has run */
+    bool to_await;       /* the answer may be an awaitable, which is left to whoever awaits it */
 } Run;
 
 /* Call the host with the arguments of the request. */
@@ -1206,7 +1206,9 @@ run_host(const head *own, const Host *host)
     Run run = {.answer = call_host(own, host)};
     if (run.answer != NULL && host->suspending) {
         PyObject *value = NULL;
-        if (!PyCoro_CheckExact(run.answer) || steps == MOST_STEPS || !is_room(STEP_FRAMES)) {
+        /* One that somebody else knows may have begun. */
+        bool fresh = PyCoro_CheckExact(run.answer) && Py_REFCNT(run.answer) == 1;
+        if (!fresh || steps == MOST_STEPS || !is_room(STEP_FRAMES)) {
             run.to_await = true;
             return run;
         }
@@ -1300,8 +1302,9 @@ answer_plainly(head *own, Host *host, PyObject *answer)
 static bool
 answer_at_once(const Gate *gate, head *own, Host *host, PyObject *answer)
 {
-    return answer != NULL && !PyCoro_CheckExact(answer) && !gate->closing && gate->generation == generation &&
-           own->future != NULL && answer_plainly(own, host, answer);
+    return answer != NULL && !PyCoro_CheckExact(answer) && !gate->closing &&
+           gate->generation == generation && own->future != NULL &&
+           answer_plainly(own, host, answer);
 }
 
 /* Whether something that a host has started is on top of the operation; -1 for an error. */
@@ -1814,7 +1817,9 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
     PyObject *result = NULL, *token = NULL, *begun = NULL;
     PyObject *call = NULL;
     for (;;) {
-        Host *host = requested_host(own, self->hosts);
+        /* If another thread has closed the store, what the guest has given is gone. */
+        bool there = !gate->closing && gate->generation == generation && own->future != NULL;
+        Host *host = there ? requested_host(own, self->hosts) : NULL;
         if (host == NULL || (host->suspending && !awaits)) {
             result = Py_NewRef(fiber);
             break;

@@ -176,6 +176,22 @@ async def test_any_awaitable_is_awaited() -> None:
     assert is_idle(other)
 
 
+async def test_coroutine_that_somebody_else_has_begun_is_an_error() -> None:
+    async def wait() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    begun = wait()
+    begun.send(None)
+    made = await hosted(aw.Suspending(lambda _: begun))
+
+    with pytest.raises(RuntimeError, match="awaited already"):
+        await made.exports.call.call_async(1)
+    with pytest.raises(StopIteration):
+        begun.send(None)
+    assert is_idle(made)
+
+
 async def test_suspending_function_that_returns_a_number_has_returned_it() -> None:
     made = await hosted(aw.Suspending(abs))
 

@@ -58,10 +58,13 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         except BaseException:
             await _finish(outcome)
             raise
+        token = outcome.token
         try:
             return await _drive(operation, shape, outcome.take_outcome())
         finally:
             if operation.fiber is not None:  # there was not even room for that call
+                if token is not None:
+                    _leave(outcome, token)
                 operation.leave()
     else:
         return outcome
@@ -88,8 +91,9 @@ async def drive(operation: Operation) -> Any:
 
 async def _finish(call: HostCall) -> None:
     """Let a host function that waits go on to its end, for a guest that will not go on."""
-    begun, call.outcome = call.outcome, None
-    if begun is None or len(begun) < 3:
+    token, begun = call.token, call.outcome
+    call.outcome = None
+    if begun is None or token is None:
         return
     try:
         with suppress(Exception):  # nobody is there to whom it could be raised
@@ -98,7 +102,7 @@ async def _finish(call: HostCall) -> None:
             elif inspect.isawaitable(begun[0]):
                 await begun[0]
     finally:
-        _leave(call, begun[-1])
+        _leave(call, token)
 
 
 async def _drive(
@@ -160,6 +164,8 @@ async def _drive(
         operation.mourn()
         raise
     finally:
+        if isinstance(state, tuple) and len(state) > 2:  # there may have been no room to await it
+            _leave(*state[-2:])
         state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
 
@@ -225,12 +231,11 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
 
 
 def _leave(call: HostCall, token: Token[HostCall | None]) -> None:
-    """Note that the host function is over."""
+    """Note that the host function is over; idempotent."""
     call.active = False
-    try:
-        current.reset(token)
-    except ValueError:
-        pass  # the loop is gone, and the coroutine is collected in another context
+    if current.get() is call:
+        with suppress(ValueError):  # the loop is gone, and this is another context
+            current.reset(token)
 
 
 @coroutine
