@@ -253,6 +253,39 @@ SCRIPTS = {
         """,
         ["StackOverflow"] * 4,
     ),
+    "store closed by a thread while its guest is about to call an import": (
+        """
+        module = aw.Module(aw.wat2wasm('''(module
+          (import "host" "f" (func $f (param i32) (result i32)))
+          (func (export "plain"))
+          (func (export "run") (param $n i32) (result i32)
+            (loop (br_if 0 (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+            (call $f (i32.const 1234567))))'''))
+        seen = set()
+        def f(value):
+            seen.add(value)
+            return value
+        def close(store, go):
+            go.wait()
+            store.close()
+        async def main():
+            for round in range(300):
+                instance = aw.Instance(module, {"host": {"f": f}})
+                await instance.exports.plain.call_async()
+                go = threading.Event()
+                thread = threading.Thread(target=close, args=(instance.store, go))
+                thread.start()
+                go.set()
+                try:
+                    await instance.exports.run.call_async(1 + 1000 * (round % 150))
+                except (aw.Interrupted, anyio.ClosedResourceError, anyio.BusyResourceError):
+                    pass
+                thread.join()
+        asyncio.run(main())
+        print(seen == {1234567})  # nothing but what the guest has given
+        """,
+        ["True"],
+    ),
     "recursion through an import": (
         """
         def again(x):
