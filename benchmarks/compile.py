@@ -45,6 +45,8 @@ import asyncwasm
 ended = time.perf_counter()
 print('{"anyio": %f, "asyncwasm": %f}' % (between - started, ended - between))
 """
+LARGE_BYTES = 5_000_000  # from which on compiling alone is shown, too: there it matters
+NODE_COMPILES = "Node, compiling"
 COLUMNS = {  # in the order of the table: what each is called, and in JSON
     "cold": "cold asyncwasm",
     "wasmtime_py": "cold wasmtime-py",
@@ -115,6 +117,11 @@ def _seconds(row: dict[str, Any] | None) -> float:
     return float("inf")
 
 
+def _compiled(row: dict[str, Any] | None) -> float:
+    """Return the time up to a module."""
+    return float("inf") if row is None else float(row.get("compile", "inf"))
+
+
 def one(bench: Bench, entry: Entry) -> dict[str, Any]:
     """Measure one module."""
     bench.forget()
@@ -173,6 +180,9 @@ def show_modules(rows: Sequence[dict[str, Any]]) -> None:
             ("Node / warm from bytes", "node", "bytes"),
         ):
             facts.append(f"{label} {ratio(row[over], row[under])},")
+        for kind in ("path", "bytes"):
+            alone = _seconds(row["node"]) / _compiled(row[kind])
+            facts.append(f"compile() alone from {kind} {alone:.1f},")
         hashing = row["bytes"].get("sha256")
         if hashing is not None:
             beyond = (_seconds(row["bytes"]) - hashing) * 1000
@@ -235,12 +245,16 @@ def figures(
     """Yield what the suite shows of the tables."""
     for row in rows:
         name = f"{row['name']} ({row['size_bytes'] / 1e6:.2f} MB)"
-        for what, ours, other, theirs in (
-            ("cold, until it can be used", "cold", WASMTIME, "wasmtime_py"),
-            ("warm from a path", "path", "Node, compiling", "node"),
-            ("warm from bytes", "bytes", "Node, compiling", "node"),
+        for what, ours, other, theirs, until in (
+            ("cold, until it can be used", "cold", WASMTIME, "wasmtime_py", _seconds),
+            ("warm from a path", "path", NODE_COMPILES, "node", _seconds),
+            ("warm from a path, compile() alone", "path", NODE_COMPILES, "node", _compiled),
+            ("warm from bytes", "bytes", NODE_COMPILES, "node", _seconds),
+            ("warm from bytes, compile() alone", "bytes", NODE_COMPILES, "node", _compiled),
         ):
-            mine, beside = _seconds(row[ours]), _seconds(row[theirs])
+            if until is _compiled and row["size_bytes"] < LARGE_BYTES:
+                continue
+            mine, beside = until(row[ours]), _seconds(row[theirs])
             measured = float("inf") not in (mine, beside)
             yield Figure(
                 name=f"{name}: {what}",

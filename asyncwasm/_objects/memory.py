@@ -218,6 +218,7 @@ class Memory(StoreObject):
             view = self._own_shared().view()
         elif self._extern is not None:
             assert self._store is not None
+            self._store.viewed[(id(self),)] = self
             with self._store.entered():
                 handle = self._store.opened()
                 view = externs.memory_view(handle, self._extern)

@@ -133,6 +133,8 @@ class Store:
     root: OnDemand[Lane] = OnDemand(lambda _: Lane())
     # of each host the accelerator's form, None if it has none. Not on the handle, which views keep
     plain_hosts: OnDemand[list[Any]] = OnDemand(lambda _: [])
+    # the memories that hold a view, which keeps the native store
+    viewed: OnDemand[Known] = OnDemand(lambda _: Known())
     # the host values; the store is bound
     references: OnDemand[References] = OnDemand(lambda store: References(store.handle, store))
 
@@ -152,10 +154,9 @@ class Store:
         for operation in self._alive():
             operation.interrupt("closed")
             operation.dismiss()
-        for value in self.known.values():
-            store_closed = getattr(value, "_store_closed", None)
-            if store_closed is not None:
-                store_closed()
+        if "viewed" in self.__dict__:
+            for memory in self.viewed.values():
+                memory._store_closed()
         if self._native is not None:
             self._native.detour = True
             self._native.close()
