@@ -207,7 +207,7 @@ def _tables() -> list[References]:
 
 def _collect() -> None:
     """Run the collectors: Python's, and that of each store that can be entered."""
-    gc.collect()
+    _collect_cycles()
     for table in _tables():
         handle = table._handle
         if handle.open and handle.ours and not handle.lock.locked() and not handle.futures:
@@ -217,7 +217,27 @@ def _collect() -> None:
             if handle.closing:
                 handle.close()
     drain()
-    gc.collect()  # what the host values held
+    _collect_cycles()  # what the host values held
+
+
+def _collect_cycles() -> None:
+    """Run Python's collector; asked while another thread collects, it would do nothing."""
+    ran = False
+    caller = threading.get_ident()
+
+    def note(phase: str, info: object) -> None:
+        nonlocal ran
+        ran = ran or threading.get_ident() == caller
+
+    def collect() -> bool:
+        gc.collect()
+        return ran
+
+    gc.callbacks.append(note)
+    try:
+        _wait_until(collect)
+    finally:
+        gc.callbacks.remove(note)
 
 
 def _owner(thread: threading.Thread) -> object:

@@ -85,6 +85,36 @@ def test_block_that_drops_everything_passes() -> None:
         block()
 
 
+def test_collection_on_another_thread_is_waited_for() -> None:
+    """Meanwhile, Python's collector does nothing for whoever asks it."""
+    begun = threading.Event()
+
+    class Slow:
+        def __del__(self) -> None:
+            begun.set()
+            threading.Event().wait(0.05)
+
+    def collect() -> None:
+        slow: Any = Slow()
+        slow.itself = slow
+        del slow
+        gc.collect()
+
+    def block() -> None:
+        def f(x: int) -> int:
+            return x + len(instance.exports)
+
+        instance = aw.Instance(testing.wat(CALLER), {"host": {"f": f}})
+        instance.exports.call(1)
+
+    thread = threading.Thread(target=collect)
+    with testing.leak_check():
+        thread.start()
+        begun.wait()
+        block()
+    thread.join()
+
+
 def test_what_was_there_before_is_no_leak() -> None:
     instance = aw.Instance(testing.wat(REFS))
     instance.exports.put(object())
