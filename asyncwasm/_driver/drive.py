@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator
 from contextlib import suppress
-from contextvars import Token
 from time import perf_counter, sleep
 from types import CoroutineType, coroutine
 from typing import Any
@@ -54,17 +53,15 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         del outcome
     elif outcome.__class__ is HostCall:
         try:
-            operation = outcome.operation
+            operation = outcome.begin()
         except BaseException:
             await _finish(outcome)
             raise
-        token = outcome.token
         try:
             return await _drive(operation, shape, outcome.take_outcome())
         finally:
             if operation.fiber is not None:  # there was not even room for that call
-                if token is not None:
-                    _leave(outcome, token)
+                _leave(outcome)
                 operation.leave()
     else:
         return outcome
@@ -91,9 +88,8 @@ async def drive(operation: Operation) -> Any:
 
 async def _finish(call: HostCall) -> None:
     """Let a host function that waits go on to its end, for a guest that will not go on."""
-    token, begun = call.token, call.outcome
-    call.outcome = None
-    if begun is None or token is None:
+    begun, call.outcome = call.outcome, None
+    if begun is None or len(begun) < 3:
         return
     try:
         with suppress(Exception):  # nobody is there to whom it could be raised
@@ -102,7 +98,7 @@ async def _finish(call: HostCall) -> None:
             elif inspect.isawaitable(begun[0]):
                 await begun[0]
     finally:
-        _leave(call, token)
+        _leave(call)
 
 
 async def _drive(
@@ -165,7 +161,7 @@ async def _drive(
         raise
     finally:
         if isinstance(state, tuple) and len(state) > 2:  # there may have been no room to await it
-            _leave(*state[-2:])
+            _leave(state[-2])
         state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
 
@@ -198,9 +194,9 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
     call: HostCall
     if begun is None:
         call = HostCall(operation)
-        token = current.set(call)
+        current.set(call)
     else:
-        call, token = begun[-2:]
+        call = begun[-2]
     try:
         if begun is None:
             host = operation.host
@@ -227,15 +223,14 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
             await _wait_for_children(operation)
         operation.throw(exc)
     finally:
-        _leave(call, token)
+        _leave(call)
 
 
-def _leave(call: HostCall, token: Token[HostCall | None]) -> None:
+def _leave(call: HostCall) -> None:
     """Note that the host function is over; idempotent."""
     call.active = False
-    if current.get() is call:
-        with suppress(ValueError):  # the loop is gone, and this is another context
-            current.reset(token)
+    if current.get() is call:  # else the loop is gone, and this is another context
+        current.set(call.outer)
 
 
 @coroutine
@@ -251,6 +246,8 @@ def _resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator
             except BaseException as exc:
                 waits_for = started.throw(exc)
             else:
+                if sent is None:  # what delegating begins with, which is faster
+                    return (yield from started)
                 waits_for = started.send(sent)
     except StopIteration as stop:
         return stop.value

@@ -83,12 +83,6 @@ class HostCall:
         return operation
 
     @property
-    def token(self) -> Any:
-        """What ends the call, if its outcome is that a host function goes on; else None."""
-        outcome = self.outcome
-        return None if outcome is None or len(outcome) < 3 else outcome[-1]
-
-    @property
     def ends(self) -> float | None:
         """When what runs on its behalf has to be over, too."""
         if not self.active:
