@@ -247,7 +247,7 @@ def _resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator
                 waits_for = started.throw(exc)
             else:
                 if sent is None:  # what delegating begins with, which is faster
-                    return (yield from started)
+                    return (yield from started.__await__())
                 waits_for = started.send(sent)
     except StopIteration as stop:
         return stop.value
