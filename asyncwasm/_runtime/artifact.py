@@ -95,12 +95,12 @@ class Artifact:
         pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
         return max(pages, default=0) * PAGE_BYTES
 
-    @property
+    @cached_property
     def stands_alone(self) -> bool:
         """Whether it imports nothing, and nothing that runs long or is shared comes with it."""
         return not self.info.imports and self.info.start is None and not self.shares_memory
 
-    @property
+    @cached_property
     def shares_memory(self) -> bool:
         """Whether guests can wait for each other at a shared memory, in which they do not yield."""
         return self.imports_shared_memory or self.shared_bytes > 0
