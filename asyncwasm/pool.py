@@ -218,7 +218,7 @@ class InstancePool:
         self._limits = limits
         self._imports = imports
         self._plan = _Plan(module, imports)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection in there may end a use of the pool
         self._closed = False
         self._loop: object = None  # the event loop whose tasks use or await instances
         self._places = 0  # taken

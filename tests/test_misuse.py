@@ -253,6 +253,35 @@ SCRIPTS = {
         """,
         ["StackOverflow"] * 4,
     ),
+    "engine collected by the thread of its own clock": (
+        """
+        import weakref
+        aw.configure_sync_guard(action="ignore")
+        work = aw.Instance(aw.Module(SPIN)).exports.work
+        work(1)
+        gone = []
+        for _ in range(10):
+            gc.collect()
+            gc.disable()
+            engine = aw.Engine(aw.EngineConfig(tier="optimized"))
+            instance = aw.Instance(aw.Module(SPIN, engine=engine))
+            for _ in range(2):
+                asyncio.run(instance.exports.one.call_async())  # its clock ticks from now on
+            instance.close()
+            del instance
+            engine.itself = engine
+            reference = weakref.ref(engine)
+            gc.set_threshold(1, 1, 1)
+            gc.enable()
+            del engine
+            work(20_000_000)  # meanwhile only the clock's thread makes objects
+            gc.collect()
+            gone.append(reference() is None)
+            gc.set_threshold(700, 10, 10)
+        print(all(gone))
+        """,
+        ["True"],
+    ),
     "store closed by a thread while its guest is about to call an import": (
         """
         module = aw.Module(aw.wat2wasm('''(module

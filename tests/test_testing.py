@@ -107,6 +107,7 @@ def test_collection_on_another_thread_is_waited_for() -> None:
         instance = aw.Instance(testing.wat(CALLER), {"host": {"f": f}})
         instance.exports.call(1)
 
+    block()  # makes the default engine, if it is not there
     thread = threading.Thread(target=collect)
     with testing.leak_check():
         thread.start()

@@ -68,8 +68,8 @@ FAR = 1 << 60  # ticks: 36 million years
 NEAR = 1
 
 
-# Of all stores: it is held for a moment, and views are few.
-_views_lock = threading.Lock()
+# Of all stores: it is held for a moment, and views are few. Taken again by who collects in there.
+_views_lock = threading.RLock()
 
 
 class _PureGate:

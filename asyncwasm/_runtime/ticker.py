@@ -32,7 +32,8 @@ class Ticker:
     """A thread that increments the epoch of *engines* every TICK_SECONDS."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A collection on the clock's own thread may finalize the very engine that it ticks for.
+        self._lock = threading.RLock()
         self._engines: list[Handle] = []
         self._thread: threading.Thread | None = None
         self._wake: SimpleQueue[None] = SimpleQueue()  # in C: no signal handler can tear it
