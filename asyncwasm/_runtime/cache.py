@@ -28,15 +28,17 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from .. import _log
+from .._binary import outline
 from .._errors import CompileError
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._ffi.library import machine
 from .._hashes import blake2b, compare_digest
+from .._reader import Binary
 from .config import EngineConfig
 from .copies import Recognized, find_copy, sample, write_copy
 from .place import Place, Rejected, Unusable, open_place, read_all, user_directory
-from .source import Identity
+from .source import Glance, Identity
 
 ENVIRONMENT = "ASYNCWASM_CACHE_DIR"
 EVICTION_SECONDS = 60.0  # between evictions of one process
@@ -98,7 +100,7 @@ class Cache:
         """Return the code of the module with *digest*, or None if it is not here."""
         started = perf_counter()
         with self._guarded("load"), self.opened() as place:
-            name = _entry_name(place, digest, configuration)
+            name = _name(place, "entry", digest, configuration)
             with self._checked(place, name + ".entry"):
                 header = place.read(name + ".entry", "entry")
                 if header is None:
@@ -127,7 +129,7 @@ class Cache:
         if len(code) > self.limit_bytes:
             return False
         with self._guarded("store"), self.opened() as place:
-            name = _entry_name(place, digest, configuration)
+            name = _name(place, "entry", digest, configuration)
             file = f"{name}.{os.urandom(8).hex()}.code"
             place.write(file, code)
             vouched = (
@@ -160,12 +162,12 @@ class Cache:
     def forget(self, digest: str, configuration: Mapping[str, Any]) -> None:
         """Delete the code of the module with *digest*, if it is here."""
         with self._guarded("forget"), self.opened() as place:
-            place.remove(_entry_name(place, digest, configuration))
+            place.remove(_name(place, "entry", digest, configuration))
 
     def find_refusal(self, digest: str, configuration: Mapping[str, Any]) -> CompileError | None:
         """Return why the binary with *digest* is not valid, if that is known."""
         with self._guarded("find_refusal"), self.opened() as place:
-            name = place.name("refusal", digest, *sorted(configuration.items()))
+            name = _name(place, "refusal", digest, configuration)
             with self._checked(place, name + ".refusal"):
                 header = place.read(name + ".refusal", "refusal")
                 if header is None:
@@ -182,7 +184,7 @@ class Cache:
     ) -> None:
         """Keep why the binary with *digest* is not valid."""
         with self._guarded("store_refusal"), self.opened() as place:
-            name = place.name("refusal", digest, *sorted(configuration.items()))
+            name = _name(place, "refusal", digest, configuration)
             place.write_header(
                 name + ".refusal",
                 "refusal",
@@ -194,41 +196,42 @@ class Cache:
             )
             self._evict_sometimes(place)
 
-    def find_file(self, identity: Identity, outline: str) -> Recognized | None:
+    def find_file(self, glance: Glance) -> Recognized | None:
         """
-        Return what the source file with *identity* contains, if it has not changed since.
+        Return what a source file contains, if it has not changed since.
 
         Even on a file system that says a file has not changed when it has, nobody gets a module
-        of another *outline*.
+        of another outline.
         """
         with self._guarded("find_file"), self.opened() as place:
             if place.shared:
                 return None
+            identity = glance.identity
             name = place.name("file", *identity[:2])
             with self._checked(place, name + ".file"):
                 header = place.read(name + ".file", "file")
-                if header is None or (header["identity"], header["outline"]) != (
-                    identity.text,
-                    outline,
-                ):
+                if header is None or header["identity"] != identity.text:
+                    return None
+                if header["outline"] != _outline(glance):
                     return None
                 found = find_copy(place, header)
                 place.touch(name + ".file")
                 return found
         return None
 
-    def remember_file(self, identity: Identity, digest: str, outline: str, binary: bytes) -> None:
-        """Keep a copy of the source file with *identity*."""
+    def remember_file(self, identity: Identity, digest: str, binary: bytes) -> None:
+        """Keep a copy of the source file with *identity*, if it is divided into sections at all."""
         settled = time.time_ns() - _SETTLED_NS
         if max(identity.modified_ns, identity.changed_ns) > settled:
             return
         if len(binary) > self.limit_bytes:
             return
         with self._guarded("remember_file"), self.opened() as place:
-            if place.shared:
+            shape = None if place.shared else _outline(binary)
+            if shape is None:
                 return
             name = place.name("file", *identity[:2])
-            facts = {"identity": identity.text, "outline": outline}
+            facts = {"identity": identity.text, "outline": shape}
             write_copy(place, name, "file", digest, binary, **facts)
             self._evict_sometimes(place)
 
@@ -330,8 +333,16 @@ def configuration(config: EngineConfig, *, fuel: bool, baseline: bool) -> dict[s
     }
 
 
-def _entry_name(place: Place, digest: str, configuration: Mapping[str, Any]) -> str:
-    return place.name("entry", digest, *sorted(configuration.items()))
+def _outline(binary: Binary) -> str | None:
+    """Return the outline of *binary*, None if it is not divided into sections at all."""
+    try:
+        return outline(binary)
+    except ValueError:
+        return None
+
+
+def _name(place: Place, kind: str, digest: str, configuration: Mapping[str, Any]) -> str:
+    return place.name(kind, digest, *sorted(configuration.items()))
 
 
 def _load_file(place: Place, engine: Handle, header: Mapping[str, str]) -> Handle:

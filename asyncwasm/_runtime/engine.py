@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import anyio
 
 from .. import _log
-from .._binary import ModuleInfo, declared_bytes, decode, outline
+from .._binary import ModuleInfo, declared_bytes, decode
 from .._errors import CompileError, LinkError, RangeError
 from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
@@ -208,6 +208,23 @@ class Engine:
         compiling.validate(self.native(Variant()), binary)
         return True
 
+    def _validated(self, source: Binary, digest: str) -> tuple[bytes, bool]:
+        """Return *source* in memory, and what `_validate` does; the cache keeps long verdicts."""
+        cache = self.cache if len(source) >= _LARGE_BYTES else None
+        if cache is None:
+            binary = source[:]
+            return binary, self._validate(binary)
+        facts = self._code_facts(Variant())
+        refusal = cache.find_refusal(digest, facts)
+        if refusal is not None:
+            raise refusal
+        binary = source[:]
+        try:
+            return binary, self._validate(binary)
+        except CompileError as exc:
+            cache.store_refusal(digest, facts, exc)
+            raise
+
     @property
     def cache(self) -> Cache | None:
         """What keeps optimized code for the next process."""
@@ -284,14 +301,13 @@ class Engine:
         cache = self.cache
         if cache is None:
             return None
-        with read.glance() as glance, suppress(ValueError):
+        with read.glance() as glance:
             if glance is None or len(glance) > self._config.max_module_bytes:
                 return None
-            known = cache.find_file(glance.identity, outline(glance))
-            if known is not None:
-                _log.event("cache_file_unchanged", digest=known.digest)
-            return known
-        return None
+            known = cache.find_file(glance)
+        if known is not None:
+            _log.event("cache_file_unchanged", digest=known.digest)
+        return known
 
     def _remember(self, read: Callable[[], bytes], digest: str, binary: bytes) -> None:
         """Let the cache know what *read* has read: a file that held still, or many bytes."""
@@ -301,8 +317,7 @@ class Engine:
             if len(binary) >= _LARGE_BYTES:
                 self.cache.remember_bytes(digest, binary)
         elif read.identity is not None:
-            with suppress(ValueError):  # it is not even divided into sections
-                self.cache.remember_file(read.identity, digest, outline(binary), binary)
+            self.cache.remember_file(read.identity, digest, binary)
 
     def _compile_alone(self, source: Binary, digest: str) -> Artifact:
         if self._config.tier != "baseline":
@@ -316,20 +331,8 @@ class Engine:
                     artifact = self._artifact_from(loaded, source, digest, Variant(True))
                     self._optimize_later(artifact)
                     return artifact
-        refusals = self.cache if len(source) >= _LARGE_BYTES else None
-        facts = self._code_facts(Variant())
-        if refusals is not None:
-            refusal = refusals.find_refusal(digest, facts)
-            if refusal is not None:
-                raise refusal
-        binary = source[:]
         started = perf_counter()
-        try:
-            collected = self._validate(binary)
-        except CompileError as exc:
-            if refusals is not None:
-                refusals.store_refusal(digest, facts, exc)
-            raise
+        binary, collected = self._validated(source, digest)
         # Only what is valid is decoded.
         info = decode(binary)
         variant, handle = self._compile_first(linkable(binary, info))

@@ -10,9 +10,8 @@ from contextlib import suppress
 from .. import _log
 from .place import HEADERS, Place
 
-NAMES = re.compile(
-    r"([0-9a-f]{64})\.(entry|refusal|file|bytes|[0-9a-f]{16}\.(?:code|wasm))|tmp-[0-9a-f]{16}"
-)
+_ENDINGS = "|".join((*map(re.escape, HEADERS), r"\.[0-9a-f]{16}\.(?:code|wasm)"))
+NAMES = re.compile(rf"([0-9a-f]{{64}})(?:{_ENDINGS})|tmp-[0-9a-f]{{16}}")
 
 _STALE_SECONDS = 3600.0  # after which what is left of an interrupted writer is removed
 

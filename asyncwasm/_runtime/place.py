@@ -218,12 +218,8 @@ class Place:
             self.unlink(temporary)
 
 
-HEADERS = (
-    ".entry",
-    ".refusal",
-    ".file",
-    ".bytes",
-)  # how names of files end that `Place.read` reads
+# How names of files end that `Place.read` reads.
+HEADERS = (".entry", ".refusal", ".file", ".bytes")
 
 
 @contextmanager
