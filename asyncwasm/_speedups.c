@@ -23,7 +23,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 9 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 10 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -56,6 +56,7 @@ static uint64_t generation; /* counts forks */
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
 static PyObject *current_call; /* the context variable, and what it is set to while hosts run */
 static PyObject *call_type;
+static PyObject *resume; /* makes the awaitable of a coroutine that has begun */
 static PyObject *name_active, *name_begun, *name_children, *name_current, *name_detour,
     *name_outcome, *name_pointer, *name_popitem;
 
@@ -1147,12 +1148,10 @@ requested_host(const head *own, PyObject *hosts)
     return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
 }
 
-/* How far a host has come: it has raised, or it waits for something, or has returned. */
+/* How far a host has come: what it has raised, or returned, which may have to be awaited. */
 typedef struct {
-    PyObject *answer; /* what it has returned; its coroutine, if that waits */
-    PyObject *raised;
-    PyObject *waits_for; /* what the coroutine has yielded */
-    bool to_await;       /* the answer may be an awaitable, which is left to whoever awaits it */
+    PyObject *answer, *raised;
+    bool goes_on;
 } Run;
 
 /* Call the host with the arguments of the request. */
@@ -1209,42 +1208,38 @@ run_host(const head *own, const Host *host)
         /* One that somebody else knows may have begun. */
         bool fresh = PyCoro_CheckExact(run.answer) && Py_REFCNT(run.answer) == 1;
         if (!fresh || steps == MOST_STEPS || !is_room(STEP_FRAMES)) {
-            run.to_await = true;
+            run.goes_on = true;
             return run;
         }
         steps++;
         PySendResult came = PyIter_Send(run.answer, Py_None, &value);
         steps--;
         if (came == PYGEN_NEXT) {
-            run.waits_for = value;
-            return run;
+            run.goes_on = true;
+            PyObject *given[] = {run.answer, value};
+            PyObject *rest = PyObject_Vectorcall(resume, given, 2, NULL);
+            Py_DECREF(value);
+            value = rest;
         }
         Py_SETREF(run.answer, value);
     }
-    if (run.answer != NULL && PyErr_CheckSignals() < 0) {
+    if (run.answer != NULL && !run.goes_on && PyErr_CheckSignals() < 0) {
         Py_CLEAR(run.answer);
     }
     if (run.answer == NULL) {
+        run.goes_on = false;
         run.raised = take_raised();
     }
     return run;
 }
 
-/* Whether the host goes on, with the context variable set. */
-static bool
-goes_on(const Run *run)
-{
-    return run->to_await || run->waits_for != NULL;
-}
-
-/* (value,) | (None, exception) | (awaitable, call, token) | (coroutine, yielded, call, token) */
+/* (value,) | (None, exception) | (awaitable, call) */
 static PyObject *
-outcome_of(const Run *run, PyObject *call, PyObject *token)
+outcome_of(const Run *run, PyObject *call)
 {
-    return run->raised != NULL      ? PyTuple_Pack(2, Py_None, run->raised)
-           : run->to_await          ? PyTuple_Pack(3, run->answer, call, token)
-           : run->waits_for != NULL ? PyTuple_Pack(4, run->answer, run->waits_for, call, token)
-                                    : PyTuple_Pack(1, run->answer);
+    return run->raised != NULL ? PyTuple_Pack(2, Py_None, run->raised)
+           : run->goes_on      ? PyTuple_Pack(2, run->answer, call)
+                               : PyTuple_Pack(1, run->answer);
 }
 
 static void
@@ -1252,7 +1247,6 @@ clear_run(Run *run)
 {
     Py_CLEAR(run->answer);
     Py_CLEAR(run->raised);
-    Py_CLEAR(run->waits_for);
 }
 
 /* Have hosts see `call` as what they run for; NULL with an exception, else for `leave_call`. */
@@ -1262,19 +1256,21 @@ enter_call(PyObject *call)
     return call == NULL ? NULL : PyContextVar_Set(current_call, call);
 }
 
-/* Undo that; keeps an exception that is on its way. */
+/* Undo that, if there is a call; keeps an exception that is on its way. */
 static void
-leave_call(PyObject *call, PyObject *token)
+leave_call(PyObject **call, PyObject **token)
 {
-    PyObject *type, *value, *traceback;
-    if (call == NULL) {
+    if (*call == NULL) {
         return;
     }
+    PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if ((token != NULL && PyContextVar_Reset(current_call, token) < 0) ||
-        PyObject_SetAttr(call, name_active, Py_False) < 0) {
+    if ((*token != NULL && PyContextVar_Reset(current_call, *token) < 0) ||
+        PyObject_SetAttr(*call, name_active, Py_False) < 0) {
         PyErr_WriteUnraisable(current_call);
     }
+    Py_CLEAR(*token);
+    Py_CLEAR(*call);
     PyErr_Restore(type, value, traceback);
 }
 
@@ -1298,13 +1294,19 @@ answer_plainly(head *own, Host *host, PyObject *answer)
     return true;
 }
 
-/* Answer if what the host has returned is plain, and the store still there; false otherwise. */
+/* Whether the guest is still there: another thread may have closed the store. */
 static bool
-answer_at_once(const Gate *gate, head *own, Host *host, PyObject *answer)
+is_there(const Gate *gate, const head *own)
 {
-    return answer != NULL && !PyCoro_CheckExact(answer) && !gate->closing &&
-           gate->generation == generation && own->future != NULL &&
-           answer_plainly(own, host, answer);
+    return !gate->closing && gate->generation == generation && own->future != NULL;
+}
+
+/* Answer if what the host has returned is plain, and the guest still there; false otherwise. */
+static bool
+answer_at_once(const Gate *gate, head *own, Host *host, const Run *run)
+{
+    return run->answer != NULL && !run->goes_on && !PyCoro_CheckExact(run->answer) &&
+           is_there(gate, own) && answer_plainly(own, host, run->answer);
 }
 
 /* Whether something that a host has started is on top of the operation; -1 for an error. */
@@ -1344,9 +1346,9 @@ Fiber_answer(Fiber *self, PyObject *const *args, Py_ssize_t count)
  *     -> state | outcome
  *
  * Poll, and answer requests of hosts, until something else is to be done or the time is over. An
- * outcome of one or two values hands back what a host has returned or raised, for the slow way;
- * one of more, what one that suspends waits for, if the caller `awaits` those: then the context
- * variable stays set. Its value while hosts run is a call of the operation.
+ * outcome hands back what a host has returned or raised, for the slow way, or what is to be awaited
+ * for one that suspends, if the caller `awaits` those: then the context variable stays set. Its
+ * value while hosts run is a call of the operation.
  */
 static PyObject *
 Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
@@ -1371,7 +1373,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         if (!wait_outside(gate)) {
             break;
         }
-        if (gate->closing || gate->generation != generation || own->future == NULL) {
+        if (!is_there(gate, own)) {
             result = Py_NewRef(state_yielded);
             break;
         }
@@ -1405,21 +1407,19 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
         }
         Py_INCREF(host);
         Run run = run_host(own, host);
-        int occupied = run.answer == NULL || goes_on(&run) ? 1 : is_occupied(operation);
-        if (occupied > 0 || (occupied == 0 && !answer_at_once(gate, own, host, run.answer))) {
-            result = outcome_of(&run, call, token);
+        int occupied = run.answer == NULL || run.goes_on ? 1 : is_occupied(operation);
+        if (occupied > 0 || (occupied == 0 && !answer_at_once(gate, own, host, &run))) {
+            result = outcome_of(&run, call);
         }
         else if (occupied == 0 && fine_seconds() >= end) {
             result = Py_NewRef(state_answered);
         }
-        if (result != NULL && goes_on(&run)) {
+        if (result != NULL && run.goes_on) {
             Py_CLEAR(token);
             Py_CLEAR(call);
         }
         else if (host->suspending) { /* tasks that it has left behind are on their own */
-            leave_call(call, token);
-            Py_CLEAR(token);
-            Py_CLEAR(call);
+            leave_call(&call, &token);
         }
         Py_DECREF(host);
         clear_run(&run);
@@ -1427,9 +1427,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             break;
         }
     }
-    leave_call(call, token);
-    Py_XDECREF(token);
-    Py_XDECREF(call);
+    leave_call(&call, &token);
     Py_DECREF(self);
     return result;
 }
@@ -1817,9 +1815,8 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
     PyObject *result = NULL, *token = NULL, *begun = NULL;
     PyObject *call = NULL;
     for (;;) {
-        /* If another thread has closed the store, what the guest has given is gone. */
-        bool there = !gate->closing && gate->generation == generation && own->future != NULL;
-        Host *host = there ? requested_host(own, self->hosts) : NULL;
+        /* Where the guest is gone, so is what it has given. */
+        Host *host = is_there(gate, own) ? requested_host(own, self->hosts) : NULL;
         if (host == NULL || (host->suspending && !awaits)) {
             result = Py_NewRef(fiber);
             break;
@@ -1834,29 +1831,27 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
         }
         Py_INCREF(host);
         Run run = run_host(own, host);
-        bool waits = goes_on(&run), ended = host->suspending && !waits;
+        bool ended = host->suspending && !run.goes_on;
         Py_XSETREF(begun, PyObject_GetAttr(call, name_begun));
-        bool plain = !waits && begun == Py_False && answer_at_once(gate, own, host, run.answer);
+        bool plain = begun == Py_False && answer_at_once(gate, own, host, &run);
         Py_DECREF(host);
         if (!plain && begun != NULL) {
-            PyObject *outcome = outcome_of(&run, call, token);
+            PyObject *outcome = outcome_of(&run, call);
             if (outcome != NULL && PyObject_SetAttr(call, name_outcome, outcome) == 0) {
                 result = Py_NewRef(call);
             }
             Py_XDECREF(outcome);
         }
-        clear_run(&run);
-        if (waits && result != NULL) { /* whoever awaits the rest leaves the call */
+        if (run.goes_on && result != NULL) { /* whoever awaits the rest leaves the call */
             Py_CLEAR(gate->answering);
             Py_CLEAR(token);
             Py_CLEAR(call);
         }
         else if (plain && ended) { /* tasks that it has left behind are on their own */
             Py_CLEAR(gate->answering);
-            leave_call(call, token);
-            Py_CLEAR(token);
-            Py_CLEAR(call);
+            leave_call(&call, &token);
         }
+        clear_run(&run);
         if (!plain) {
             break;
         }
@@ -1892,9 +1887,7 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
         Py_CLEAR(gate->handed);
         gate->quick = true;
     }
-    leave_call(call, token);
-    Py_XDECREF(token);
-    Py_XDECREF(call);
+    leave_call(&call, &token);
     Py_XDECREF(begun);
     return result;
 }
@@ -2099,16 +2092,17 @@ bind(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* bind_calls(context variable, type): what says for whom a host function runs */
+/* bind_calls(context variable, type, resume): what says for whom a host function runs */
 static PyObject *
 bind_calls(PyObject *module, PyObject *args)
 {
-    PyObject *variable, *type;
-    if (!PyArg_ParseTuple(args, "O!O", &PyContextVar_Type, &variable, &type)) {
+    PyObject *variable, *type, *function;
+    if (!PyArg_ParseTuple(args, "O!OO", &PyContextVar_Type, &variable, &type, &function)) {
         return NULL;
     }
     Py_XSETREF(current_call, Py_NewRef(variable));
     Py_XSETREF(call_type, Py_NewRef(type));
+    Py_XSETREF(resume, Py_NewRef(function));
     Py_RETURN_NONE;
 }
 

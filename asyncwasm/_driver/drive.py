@@ -11,10 +11,8 @@ Guarantees:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
 from contextlib import suppress
 from time import perf_counter, sleep
-from types import CoroutineType, coroutine
 from typing import Any
 
 from anyio import ClosedResourceError
@@ -89,13 +87,11 @@ async def drive(operation: Operation) -> Any:
 async def _finish(call: HostCall) -> None:
     """Let a host function that waits go on to its end, for a guest that will not go on."""
     begun, call.outcome = call.outcome, None
-    if begun is None or len(begun) < 3:
+    if begun is None or begun[-1] is not call:
         return
     try:
         with suppress(Exception):  # nobody is there to whom it could be raised
-            if len(begun) == 4:
-                await _resumed(begun[0], begun[1])
-            elif inspect.isawaitable(begun[0]):
+            if inspect.isawaitable(begun[0]):
                 await begun[0]
     finally:
         _leave(call)
@@ -131,7 +127,7 @@ async def _drive(
             if state is IMPORT or state is ANSWERED or isinstance(state, tuple):
                 if state is IMPORT:
                     await _call_host(operation)
-                elif isinstance(state, tuple) and len(state) > 2:
+                elif isinstance(state, tuple) and state[-1].__class__ is HostCall:
                     await _call_host(operation, state)
                 elif isinstance(state, tuple):
                     if operation.occupied:
@@ -160,8 +156,8 @@ async def _drive(
         operation.mourn()
         raise
     finally:
-        if isinstance(state, tuple) and len(state) > 2:  # there may have been no room to await it
-            _leave(state[-2])
+        if isinstance(state, tuple) and state[-1].__class__ is HostCall:
+            _leave(state[-1])  # there may have been no room to await it
         state = None  # it may hold an exception, whose traceback holds this frame
         operation.leave()
 
@@ -190,13 +186,10 @@ async def _wait_for_turn(operation: Operation) -> None:
 
 
 async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None) -> None:
-    """Answer the guest's request; *begun* is how far a suspending host has come already."""
-    call: HostCall
+    """Answer the guest's request; *begun* is what a suspending host has returned, and its call."""
+    call: HostCall = HostCall(operation) if begun is None else begun[1]
     if begun is None:
-        call = HostCall(operation)
         current.set(call)
-    else:
-        call = begun[-2]
     try:
         if begun is None:
             host = operation.host
@@ -205,8 +198,6 @@ async def _call_host(operation: Operation, begun: tuple[Any, ...] | None = None)
                 value = host.checked(value)
             elif inspect.isawaitable(value):
                 value = await value
-        elif len(begun) == 4:
-            value = await _resumed(begun[0], begun[1])
         else:
             value = begun[0]
             if inspect.isawaitable(value):
@@ -231,26 +222,6 @@ def _leave(call: HostCall) -> None:
     call.active = False
     if current.get() is call:  # else the loop is gone, and this is another context
         current.set(call.outer)
-
-
-@coroutine
-def _resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine that has yielded what it *waits_for*, as `await` would."""
-    try:
-        while True:
-            try:
-                sent = yield waits_for
-            except GeneratorExit:
-                started.close()
-                raise
-            except BaseException as exc:
-                waits_for = started.throw(exc)
-            else:
-                if sent is None:  # what delegating begins with, which is faster
-                    return (yield from started.__await__())
-                waits_for = started.send(sent)
-    except StopIteration as stop:
-        return stop.value
 
 
 async def _wait_for_children(operation: Operation) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from contextvars import ContextVar
+from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from .._ffi.accelerator import speedups
@@ -98,6 +100,26 @@ class HostCall:
         return outcome
 
 
+@coroutine
+def resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has yielded what it *waits_for*, as `await` would."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                started.close()
+                raise
+            except BaseException as exc:
+                waits_for = started.throw(exc)
+            else:
+                if sent is None:  # what delegating begins with, which is faster
+                    return (yield from started.__await__())
+                waits_for = started.send(sent)
+    except StopIteration as stop:
+        return stop.value
+
+
 current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
 if speedups is not None:
-    speedups.bind_calls(current, HostCall)
+    speedups.bind_calls(current, HostCall, resumed)

@@ -309,8 +309,7 @@ class Operation:
 
         Returns a state as `poll` does, ANSWERED when the time is over, or what a host function
         has returned, ``(value,)``, or raised, ``(None, exception)``, for `settle`. If the caller
-        *awaits* those that suspend, ``(awaitable, call, token)`` is what one has returned, and
-        ``(coroutine, yielded, call, token)`` one that has run up to where it waits.
+        *awaits* those that suspend, ``(awaitable, call)`` is what one has returned.
         """
         store = self.store
         if speedups is None or not store.hosts:

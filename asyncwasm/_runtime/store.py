@@ -470,12 +470,9 @@ class Store:
         self._check_open()
         handle = self._native
         if handle is not None and handle.handed is not None:
-            handed = handle.handed()
-            if handed is not None and handed is not operation.fiber:
-                del handed  # or it would never be over
-                if not self.outwait():
-                    raise self.unavailable(operation)
-                handed = None if handle.handed is None else handle.handed()
+            if handle.handed() is not operation.fiber and not self.outwait():
+                raise self.unavailable(operation)
+            handed = None if handle.handed is None else handle.handed()
             if handed is not None and handed is not operation.fiber:
                 if handle.answering is not None:  # its host function is what starts this one
                     handle.answering.begin()
