@@ -442,6 +442,25 @@ def test_loops_on_several_threads_get_results_or_busy() -> None:
 
 
 @pytest.mark.slow
+async def test_call_that_has_begun_is_interrupted_when_another_thread_closes_its_store() -> None:
+    text = """(module (memory (export "memory") 1) (func (export "plain"))
+      (func (export "run") (i32.store8 (i32.const 0) (i32.const 1)) (loop (br 0))))"""
+
+    def close(store: aw.Store, begun: memoryview) -> None:
+        while not begun[0]:
+            pass
+        store.close()
+
+    for _ in range(50):
+        made = instance(text)
+        await made.exports.plain.call_async()
+        thread = threading.Thread(target=close, args=(made.store, made.exports.memory.buffer))
+        thread.start()
+        with pytest.raises(aw.Interrupted, match="closed"):
+            await made.exports.run.call_async()
+        thread.join()
+
+
 def test_store_may_be_closed_by_another_thread_at_any_moment() -> None:
     for turn in range(60):
         made = instance(SPIN)

@@ -467,7 +467,8 @@ class Store:
 
     def entering(self, operation: Operation) -> None:
         """Note that *operation* is alive."""
-        self._check_open()
+        if self._closed:
+            raise self.unavailable(operation if operation.begun else None)
         handle = self._native
         if handle is not None and handle.handed is not None:
             if handle.handed() is not operation.fiber and not self.outwait():
