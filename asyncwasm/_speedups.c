@@ -1,11 +1,14 @@
 /*
- * The accelerator: encoding, calling, decoding, and the callbacks of fibers, in C.
+ * The accelerator: encoding, calling, decoding, and the callbacks of guests, in C.
  *
  * Rule 1: it means what asyncwasm/_ffi/{direct,fiber}.py mean, and nothing more. Whatever is not
  * a plain int or float is left to Python ("detour", or a value handed back for the slow way).
  * Rule 2: it is handed the addresses of the library's functions and knows none of its headers.
  * Rule 3: the callbacks that run on a fiber call no Python, except `action`, which is ours.
  * Rule 4: everything but the guest runs with the GIL held; a Gate is a flag that the GIL guards.
+ * Rule 5: a plain host function is an ordinary one of the library's. Called by a guest on its
+ * thread's own stack it runs there (Activation); called on a fiber it calls the store's `waiter`,
+ * the one function that suspends. Python code runs outside of the store in both cases.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -15,15 +18,20 @@
 #include <string.h>
 #include <structmember.h>
 #include <time.h>
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
-#if defined(_MSC_VER)
+#if defined(_WIN32)
 #include <windows.h>
+#endif
+#if defined(_MSC_VER)
 #define THREAD_LOCAL __declspec(thread)
 #else
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 10 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 11 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -35,16 +43,23 @@ static struct {
                         void **);
     void (*delete)(void *);
     void (*set_deadline)(void *, uint64_t);
-    void *(*set_yielding)(void *, uint64_t);
+    void (*store_on_deadline)(void *, void *(*)(void *, void *, uint64_t *, uint8_t *), void *,
+                              void (*)(void *));
     void *(*store_new)(void *, void *, void *);
     void *(*store_context)(void *);
     void (*store_limit)(void *, int64_t, int64_t, int64_t, int64_t, int64_t);
     void (*store_delete)(void *);
     void *(*instance_new)(void *, void *, const void *, size_t, void *, void **);
     bool (*export_get)(void *, const void *, const char *, size_t, void *);
+    void *(*linked_new)(const void *, void *, void *, void **);
+    void *(*trap_new)(const char *, size_t);
+    void (*trap_delete)(void *);
+    void *(*error_new)(const char *);
+    void (*error_delete)(void *);
 } api;
 
-_Static_assert(sizeof(api) == 12 * sizeof(void *), "bind() fills it as an array");
+#define FUNCTIONS 17
+_Static_assert(sizeof(api) == FUNCTIONS * sizeof(void *), "bind() fills it as an array");
 
 #define NEAR 1 /* ticks; handles.py knows them too */
 #define FAR ((uint64_t)1 << 60)
@@ -56,9 +71,11 @@ static uint64_t generation; /* counts forks */
 static PyObject *state_done, *state_import, *state_yielded, *state_answered;
 static PyObject *current_call; /* the context variable, and what it is set to while hosts run */
 static PyObject *call_type;
+static PyObject *stack_call_type; /* the same for a call on its thread's own stack */
 static PyObject *resume; /* makes the awaitable of a coroutine that has begun */
-static PyObject *name_active, *name_begun, *name_children, *name_current, *name_detour,
-    *name_outcome, *name_pointer, *name_popitem;
+static PyObject *name_active, *name_begun, *name_check, *name_children, *name_current, *name_detour,
+    *name_gone, *name_greenlet, *name_outcome, *name_over, *name_pointer, *name_popitem,
+    *name_stopped;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */
 static double
@@ -99,6 +116,47 @@ nap(void)
 #endif
 }
 
+/* ---- the thread's own stack ---- */
+
+static THREAD_LOCAL char *stack_end; /* the lowest address; the first one there is, if unknown */
+
+static char *
+find_stack_end(void)
+{
+#if defined(_WIN32)
+    ULONG_PTR low, high;
+    GetCurrentThreadStackLimits(&low, &high);
+    return (char *)low;
+#elif defined(__APPLE__)
+    pthread_t self = pthread_self();
+    return (char *)pthread_get_stackaddr_np(self) - pthread_get_stacksize_np(self);
+#elif defined(__linux__)
+    pthread_attr_t attributes;
+    void *low = NULL;
+    size_t bytes;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        if (pthread_attr_getstack(&attributes, &low, &bytes) != 0) {
+            low = NULL;
+        }
+        pthread_attr_destroy(&attributes);
+    }
+    return low == NULL ? (char *)1 : (char *)low;
+#else
+    return (char *)1;
+#endif
+}
+
+/* Whether so many bytes are left on it. */
+static bool
+has_stack(size_t bytes)
+{
+    char here;
+    if (stack_end == NULL) {
+        stack_end = find_stack_end();
+    }
+    return (uintptr_t)&here > (uintptr_t)stack_end + bytes;
+}
+
 /* An address of the library's; NULL with an exception if it is none. */
 static void *
 take_address(PyObject *number)
@@ -126,15 +184,22 @@ typedef struct {
     bool closing; /* the store is to be deleted by whoever leaves it last */
     bool detour;  /* a direct call must look closer before it enters */
     bool guarded; /* guests of the store can hold references */
+    bool hosted;  /* guests of the store can call host functions */
     bool near;    /* the guest yields at the next tick */
     bool pending; /* whoever is inside has to finish the closing */
     bool quick;   /* an awaited call may begin before anybody knows about it */
     bool roomless; /* a guest is inside whose call has no operation, which would have the room */
-    bool yields;  /* the native store is set to yield, and insists on fibers */
+    bool waitable; /* there is a `waiter` */
+    bool yields;  /* the native store asks what to do when the deadline has come */
     struct Waiter *first; /* those who wait to get in: nobody else does before them */
     int views;    /* of its memory; the native store lives on for them */
+    int standing; /* calls on the stack of the thread `handed_by` that run their hosts */
+    uint64_t stride;    /* ticks that a guest runs on for after it has yielded */
+    uint64_t waiter[2]; /* the function that suspends its fiber, for hosts */
+    size_t stack_bytes; /* that a call on a thread's own stack needs there */
     void *store, *context;
     PyObject *engine;  /* is kept alive */
+    PyObject *clock;   /* which has to run while calls with hosts do, or NULL */
     PyObject *futures; /* dict: pointer -> what must outlive it */
     PyObject *answering; /* what runs a host before anybody knows of the call, or NULL */
     PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside */
@@ -152,6 +217,7 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Gate *self = (Gate *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->generation = generation;
+        self->stride = NEAR;
         self->futures = PyDict_New();
         self->dropped = PyList_New(0);
         if (self->futures == NULL || self->dropped == NULL) {
@@ -161,14 +227,15 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* Gate(engine, ticks to the epoch deadline, (memory, table, instances, tables, memories)) */
+/* Gate(engine, ticks to the deadline, (memory, table, instances, tables, memories), stack bytes) */
 static int
 Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
 {
     PyObject *engine, *address;
     long long ticks, memory, table, instances, tables, memories;
-    if (!PyArg_ParseTuple(args, "OL(LLLLL)", &engine, &ticks, &memory, &table, &instances, &tables,
-                          &memories)) {
+    Py_ssize_t stack_bytes;
+    if (!PyArg_ParseTuple(args, "OL(LLLLL)n", &engine, &ticks, &memory, &table, &instances, &tables,
+                          &memories, &stack_bytes)) {
         return -1;
     }
     if (self->store != NULL || api.store_new == NULL) {
@@ -182,6 +249,7 @@ Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     Py_XSETREF(self->engine, Py_NewRef(engine));
+    self->stack_bytes = (size_t)stack_bytes;
     self->store = api.store_new(native, NULL, NULL);
     self->context = api.store_context(self->store);
     api.set_deadline(self->context, (uint64_t)ticks);
@@ -216,6 +284,15 @@ wait_outside(Gate *self)
     }
     *at = own.next;
     return passed;
+}
+
+/* Go inside, to run a guest and no Python code. Nobody is there. */
+static inline void
+go_inside(Gate *self, bool roomless)
+{
+    self->inside = true;
+    self->roomless = roomless;
+    self->owner = 0; /* else who was there before would take itself for inside */
 }
 
 static PyObject *
@@ -263,13 +340,13 @@ finish(Gate *self)
     return 0;
 }
 
-/* If somebody is inside: whoever that is comes back here when it leaves. */
+/* If somebody is inside, or on its stack: whoever that is comes back here when it leaves. */
 static int
 close_gate(Gate *self)
 {
     self->closing = self->pending = true;
     int done = 0;
-    while (self->pending && !self->inside && done == 0) {
+    while (self->pending && !self->inside && !self->standing && done == 0) {
         self->pending = false;
         self->inside = true;
         done = finish(self);
@@ -365,7 +442,42 @@ Gate_locked(Gate *self, PyObject *unused)
     return PyBool_FromLong(self->inside || self->first != NULL);
 }
 
+/* set_waiter((function)): what suspends the fiber of a guest that has called a host */
+static PyObject *
+Gate_set_waiter(Gate *self, PyObject *args)
+{
+    unsigned long long first, second;
+    if (!PyArg_ParseTuple(args, "(KK)", &first, &second)) {
+        return NULL;
+    }
+    self->waiter[0] = first;
+    self->waiter[1] = second;
+    self->waitable = true;
+    Py_RETURN_NONE;
+}
+
+static void *on_deadline(void *, void *, uint64_t *, uint8_t *);
+
+/* Have guests ask what to do when their deadline has come, from now on. The caller is inside. */
+static void
+begin_yielding(Gate *self)
+{
+    if (!self->yields) {
+        self->yields = true;
+        api.store_on_deadline(self->store, on_deadline, self, NULL);
+    }
+}
+
+static PyObject *
+Gate_begin_yielding(Gate *self, PyObject *unused)
+{
+    begin_yielding(self);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef Gate_methods[] = {
+    {"begin_yielding", (PyCFunction)Gate_begin_yielding, METH_NOARGS, NULL},
+    {"set_waiter", (PyCFunction)Gate_set_waiter, METH_VARARGS, NULL},
     {"__enter__", (PyCFunction)Gate_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)(void (*)(void))Gate_exit, METH_FASTCALL, NULL},
     {"acquire", (PyCFunction)(void (*)(void))Gate_acquire, METH_FASTCALL, NULL},
@@ -413,15 +525,20 @@ static PyMemberDef Gate_members[] = {
     {"closing", T_BOOL, offsetof(Gate, closing), 0, NULL},
     {"detour", T_BOOL, offsetof(Gate, detour), 0, NULL},
     {"guarded", T_BOOL, offsetof(Gate, guarded), 0, NULL},
+    {"hosted", T_BOOL, offsetof(Gate, hosted), 0, NULL},
     {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
     {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
     {"open", T_BOOL, offsetof(Gate, open), READONLY, NULL},
     {"roomless", T_BOOL, offsetof(Gate, roomless), 0, NULL},
+    {"standing", T_INT, offsetof(Gate, standing), READONLY, NULL},
+    {"stride", T_ULONGLONG, offsetof(Gate, stride), 0, NULL},
     {"views", T_INT, offsetof(Gate, views), 0, NULL},
+    {"waitable", T_BOOL, offsetof(Gate, waitable), READONLY, NULL},
     {"waits", T_BOOL, offsetof(Gate, waits), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
     {"answering", T_OBJECT, offsetof(Gate, answering), READONLY, NULL},
+    {"clock", T_OBJECT, offsetof(Gate, clock), 0, NULL},
     {"dropped", T_OBJECT, offsetof(Gate, dropped), READONLY, NULL},
     {"engine", T_OBJECT, offsetof(Gate, engine), READONLY, NULL},
     {"futures", T_OBJECT, offsetof(Gate, futures), READONLY, NULL},
@@ -434,6 +551,7 @@ static int
 Gate_traverse(Gate *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->answering);
+    Py_VISIT(self->clock);
     Py_VISIT(self->dropped);
     Py_VISIT(self->engine);
     Py_VISIT(self->futures);
@@ -457,6 +575,7 @@ Gate_dealloc(Gate *self)
     PyObject_GC_UnTrack(self);
     Gate_clear(self);
     Py_CLEAR(self->answering);
+    Py_CLEAR(self->clock);
     Py_CLEAR(self->dropped);
     Py_CLEAR(self->futures);
     Py_CLEAR(self->engine);
@@ -681,166 +800,91 @@ raise_made(PyObject *exc)
     }
 }
 
-/*
- * ---- Direct: what is called on this thread's own stack, unchecked ----
- *
- * The base of exported functions. Until it is opened, and where an argument or the store needs
- * more care, its `_detour` is called with the arguments instead. `_failed` makes the exception of
- * an error and a trap pointer; `_held` is told about calls longer than it was opened with.
- */
+/* ---- Clock: what a ticker and quick calls tell each other; see quick.py ---- */
 
 typedef struct {
-    Callee callee;
-    double hold_seconds;
-} Direct;
+    PyObject_HEAD
+    bool needed, parked;
+    int manual;
+    unsigned long long ticks;
+} Clock;
+
+static THREAD_LOCAL struct {
+    unsigned long long last, since;
+    bool watched;
+} turn;
 
 static PyObject *
-Direct_detour(PyObject *self, PyObject *const *args, Py_ssize_t count)
+Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *values = PyTuple_New(count);
-    if (values == NULL) {
-        return NULL;
-    }
-    for (Py_ssize_t index = 0; index < count; index++) {
-        PyTuple_SET_ITEM(values, index, Py_NewRef(args[index]));
-    }
-    PyObject *result = PyObject_CallMethodOneArg(self, name_detour, values);
-    Py_DECREF(values);
-    return result;
-}
-
-static PyObject *
-Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
-{
-    Direct *self = (Direct *)callable;
-    Callee *callee = &self->callee;
-    Gate *gate = callee->gate;
-    Py_ssize_t count = PyVectorcall_NARGS(flags);
-    unsigned char values[RAW_BYTES * MOST_VALUES];
-    if (names != NULL && PyTuple_GET_SIZE(names)) {
-        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
-        return NULL;
-    }
-    if (gate == NULL || gate->detour || !is_free(gate) ||
-        count != callee->signature.parameters) {
-        return Direct_detour(callable, args, count);
-    }
-    for (Py_ssize_t index = 0; index < count; index++) {
-        if (!encode(callee->signature.letters[index], args[index], values + RAW_BYTES * index)) {
-            return Direct_detour(callable, args, count);
-        }
-    }
-    Py_ssize_t results = callee->signature.results, length = count > results ? count : results;
-    void *trap = NULL;
-    double started = coarse_seconds();
-    Py_INCREF(self); /* the guest may outlive every other reference */
-    if (gate->near) {
-        gate->near = false;
-        api.set_deadline(gate->context, FAR);
-    }
-    gate->inside = gate->roomless = true;
-    PyThreadState *thread = PyEval_SaveThread();
-    void *error = api.call_unchecked(gate->context, callee->function, values, length, &trap);
-    PyEval_RestoreThread(thread);
-    gate->roomless = false;
-    PyObject *result = NULL;
-    if (leave(gate) < 0) {
-        goto leave;
-    }
-    if (error != NULL || trap != NULL) {
-        raise_made(PyObject_CallMethod(callable, "_failed", "KK",
-                                       (unsigned long long)(uintptr_t)error,
-                                       (unsigned long long)(uintptr_t)trap));
-        goto leave;
-    }
-    double seconds = coarse_seconds() - started;
-    if (seconds > self->hold_seconds) {
-        PyObject *done = PyObject_CallMethod(callable, "_held", "d", seconds);
-        if (done == NULL) {
-            goto leave;
-        }
-        Py_DECREF(done);
-    }
-    result = decode_results(&callee->signature, values, RAW_BYTES);
-leave:
-    Py_DECREF(self);
-    return result;
-}
-
-static PyObject *
-Direct_call(PyObject *callable, PyObject *args, PyObject *kwargs)
-{
-    if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
-        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
-        return NULL;
-    }
-    return Direct_vectorcall(callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args),
-                             NULL);
-}
-
-static PyObject *
-Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    Direct *self = (Direct *)type->tp_alloc(type, 0);
+    Clock *self = (Clock *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        self->callee.vectorcall = Direct_vectorcall;
+        self->parked = true;
     }
     return (PyObject *)self;
 }
 
-/* _open(gate, function, parameters, results, hold_seconds) */
-static PyObject *
-Direct_open(Direct *self, PyObject *const *args, Py_ssize_t count)
+static int
+streak(Clock *self, bool ran)
 {
-    Callee *callee = &self->callee;
-    if (count != 5 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
-        PyErr_SetString(PyExc_TypeError,
-                        "_open(gate, function, parameters, results, hold_seconds), once");
-        return NULL;
+    if (self->manual) {
+        return 0;
     }
-    if (!take_callee(callee, args)) {
-        return NULL;
+    if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
+        turn.since = self->ticks;
+        turn.watched = false;
     }
-    self->hold_seconds = PyFloat_AsDouble(args[4]);
-    if (self->hold_seconds == -1.0 && PyErr_Occurred()) {
-        return NULL;
+    turn.last = self->ticks;
+    if (!turn.watched) {
+        return self->ticks > turn.since ? OLD : 0;
     }
-    callee->gate = (Gate *)Py_NewRef(args[0]);
+    return self->ticks - turn.since >= OVER ? OVER : 0;
+}
+
+static PyObject *
+Clock_watched(Clock *self, PyObject *unused)
+{
+    turn.watched = true;
     Py_RETURN_NONE;
 }
 
-static PyMethodDef Direct_methods[] = {
-    {"_open", (PyCFunction)(void (*)(void))Direct_open, METH_FASTCALL, NULL},
+static PyObject *
+Clock_new_turn(Clock *self, PyObject *unused)
+{
+    turn.last = turn.since = self->ticks;
+    turn.watched = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
+{
+    return PyLong_FromLong(streak(self, count > 0 && args[0] == Py_True));
+}
+
+static PyMethodDef Clock_methods[] = {
+    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
+    {"watched", (PyCFunction)Clock_watched, METH_NOARGS, NULL},
+    {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
     {NULL},
 };
 
-static int
-Direct_traverse(Direct *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->callee.gate);
-    return 0;
-}
+static PyMemberDef Clock_members[] = {
+    {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
+    {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
+    {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
+    {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
+    {NULL},
+};
 
-static void
-Direct_dealloc(Direct *self)
-{
-    PyObject_GC_UnTrack(self);
-    Py_CLEAR(self->callee.gate);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-static PyTypeObject Direct_Type = {
+static PyTypeObject Clock_Type = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "asyncwasm._speedups.Direct",
-    .tp_basicsize = sizeof(Direct),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
-                Py_TPFLAGS_HAVE_VECTORCALL,
-    .tp_new = Direct_new,
-    .tp_dealloc = (destructor)Direct_dealloc,
-    .tp_traverse = (traverseproc)Direct_traverse,
-    .tp_call = Direct_call,
-    .tp_vectorcall_offset = offsetof(Callee, vectorcall),
-    .tp_methods = Direct_methods,
+    .tp_name = "asyncwasm._speedups.Clock",
+    .tp_basicsize = sizeof(Clock),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = Clock_new,
+    .tp_methods = Clock_methods,
+    .tp_members = Clock_members,
 };
 
 /* ---- Host: a Python function with plain numbers ---- */
@@ -917,6 +961,7 @@ typedef struct head {
     uint64_t function[2];
     uint64_t host, arguments, results, trap_out;
     void *future;
+    Gate *gate; /* borrowed: the future keeps it */
     struct head *child;
     PyObject *fiber; /* borrowed; set while an action waits */
 } head;
@@ -979,21 +1024,66 @@ on_step(void *env)
     return self->flag != 0;
 }
 
+/* Have the fiber wait until its request, of which everything else is known, has been answered. */
 static void
-on_import(void *env, void *caller, const void *arguments, size_t count, void *results,
-          size_t result_count, void **trap, continuation *next)
+on_wait(void *env, void *caller, const void *arguments, size_t count, void *results,
+        size_t result_count, void **trap, continuation *next)
 {
     head *self = polled;
     self->flag = 0;
     self->requested = 1;
     self->dispatching = self->guarded;
-    self->host = (uint64_t)(uintptr_t)env;
-    self->arguments = (uint64_t)(uintptr_t)arguments;
-    self->results = (uint64_t)(uintptr_t)results;
     self->trap_out = (uint64_t)(uintptr_t)trap;
     next->callback = self->guarded ? on_step : on_ready;
     next->env = self;
     next->finalizer = NULL;
+}
+
+/* The guest has called a host function that is not plain. */
+static void
+on_import(void *env, void *caller, const void *arguments, size_t count, void *results,
+          size_t result_count, void **trap, continuation *next)
+{
+    head *self = polled;
+    self->host = (uint64_t)(uintptr_t)env;
+    self->arguments = (uint64_t)(uintptr_t)arguments;
+    self->results = (uint64_t)(uintptr_t)results;
+    on_wait(env, caller, arguments, count, results, result_count, trap, next);
+}
+
+static void *
+new_trap(const char *text)
+{
+    return api.trap_new(text, strlen(text));
+}
+
+typedef struct Activation Activation;
+static THREAD_LOCAL Activation *running;
+static void *host_on_stack(Activation *, size_t, unsigned char *);
+
+/* The guest has called a plain host function, with raw values; returns a trap, or NULL. */
+static void *
+on_host(void *env, void *caller, unsigned char *values, size_t count)
+{
+    head *self = polled;
+    if (self == NULL) {
+        return running == NULL ? new_trap("a host function was called by nobody")
+                               : host_on_stack(running, (size_t)(uintptr_t)env, values);
+    }
+    Gate *gate = self->gate;
+    if (!gate->waitable) {
+        return new_trap("a host function was called before one could wait for it");
+    }
+    self->host = (uint64_t)(uintptr_t)env;
+    self->arguments = self->results = (uint64_t)(uintptr_t)values;
+    void *trap = NULL;
+    /* Comes back with what the host has failed with, or because the fiber is unwound. */
+    void *error = api.call_unchecked(gate->context, gate->waiter, NULL, 0, &trap);
+    if (error != NULL) {
+        api.error_delete(error);
+        return new_trap("unwound");
+    }
+    return trap;
 }
 
 static PyObject *
@@ -1015,6 +1105,7 @@ Fiber_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->head = (head *)PyBytes_AS_STRING(self->memory);
     memset(self->head, 0, sizeof(head) + payload);
+    self->head->gate = (Gate *)handle;
     self->handle = Py_NewRef(handle);
     return (PyObject *)self;
 }
@@ -1154,15 +1245,14 @@ typedef struct {
     bool goes_on;
 } Run;
 
-/* Call the host with the arguments of the request. */
+/* Call the host with raw arguments. */
 static PyObject *
-call_host(const head *own, const Host *host)
+call_host(const unsigned char *from, const Host *host)
 {
     PyObject *values[MOST_VALUES + 1] = {NULL}, *answer = NULL;
     Py_ssize_t made = 0, wanted = host->signature.parameters;
-    const unsigned char *from = (const unsigned char *)(uintptr_t)own->arguments;
     while (made < wanted) {
-        PyObject *value = decode(host->signature.letters[made], from + VAL_BYTES * made + 8);
+        PyObject *value = decode(host->signature.letters[made], from + RAW_BYTES * made);
         if (value == NULL) {
             break;
         }
@@ -1202,7 +1292,7 @@ is_room(long frames)
 static Run
 run_host(const head *own, const Host *host)
 {
-    Run run = {.answer = call_host(own, host)};
+    Run run = {.answer = call_host((const unsigned char *)(uintptr_t)own->arguments, host)};
     if (run.answer != NULL && host->suspending) {
         PyObject *value = NULL;
         /* One that somebody else knows may have begun. */
@@ -1274,20 +1364,35 @@ leave_call(PyObject **call, PyObject **token)
     PyErr_Restore(type, value, traceback);
 }
 
+/* Write what the host has returned, raw; false if that has to be done the slow way. */
+static bool
+encode_answer(const Host *host, PyObject *answer, unsigned char *to)
+{
+    Py_ssize_t results = host->signature.results;
+    const char *letters = host->signature.letters + MOST_VALUES;
+    if (results == 0) {
+        return true;
+    }
+    if (results == 1) {
+        return encode(letters[0], answer, to);
+    }
+    if (!PyTuple_CheckExact(answer) || PyTuple_GET_SIZE(answer) != results) {
+        return false;
+    }
+    for (Py_ssize_t index = 0; index < results; index++) {
+        if (!encode(letters[index], PyTuple_GET_ITEM(answer, index), to + RAW_BYTES * index)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Answer the request with what its host has returned; false if that has to be done the slow way. */
 static bool
 answer_plainly(head *own, Host *host, PyObject *answer)
 {
-    if (host->signature.results > 1) {
+    if (!encode_answer(host, answer, (unsigned char *)(uintptr_t)own->results)) {
         return false;
-    }
-    if (host->signature.results == 1) {
-        unsigned char *to = (unsigned char *)(uintptr_t)own->results;
-        char letter = host->signature.letters[MOST_VALUES];
-        if (!encode(letter, answer, to + 8)) {
-            return false;
-        }
-        to[0] = kinds[(unsigned char)letter];
     }
     own->requested = 0;
     own->flag = 1;
@@ -1377,7 +1482,7 @@ Fiber_advance(Fiber *self, PyObject *const *args, Py_ssize_t count)
             result = Py_NewRef(state_yielded);
             break;
         }
-        gate->inside = true;
+        go_inside(gate, false);
         bool done = poll_now(own);
         if (self->failure != NULL) {
             raise_failure(self);
@@ -1552,6 +1657,533 @@ static PyTypeObject Fiber_Type = {
     .tp_weaklistoffset = offsetof(Fiber, weakrefs),
 };
 
+/*
+ * ---- Direct: what is called on this thread's own stack, unchecked ----
+ *
+ * The base of exported functions. Until it is opened, and where an argument or the store needs
+ * more care, its `_detour` is called with the arguments instead. `_failed` makes the exception of
+ * an error and a trap pointer; `_held` is told about calls longer than it was opened with.
+ */
+
+typedef struct {
+    Callee callee;
+    double hold_seconds;
+    PyObject *hosts; /* the list of the store's, or NULL: not looked up yet */
+} Direct;
+
+/*
+ * Activation: a call on its thread's own stack, whose guest may call host functions.
+ *
+ * While one of them runs, nobody is inside of the store, so that everything can be done with it that
+ * can be done while a fiber waits, but two: on other threads nothing may begin, and the store is
+ * not deleted, before the guest has gone on (`standing`). Exceptions that the guest must not see
+ * are `raised` once it has been unwound.
+ */
+struct Activation {
+    Activation *outer; /* of this thread */
+    Direct *function;
+    PyThreadState *thread;
+    PyObject *entry;  /* what `current_call` was at the beginning; NULL until a host has run */
+    PyObject *call;   /* for whom hosts run, NULL until somebody asks */
+    PyObject *raised;
+};
+
+#define SIGNAL_TICKS 50 /* after which a guest on a thread's own stack looks for signals */
+
+/* Come out of the store, and take the GIL. */
+static void
+step_out(Activation *self)
+{
+    Gate *gate = self->function->callee.gate;
+    PyEval_RestoreThread(self->thread);
+    gate->inside = gate->roomless = false;
+    gate->standing++;
+    gate->handed_by = PyThread_get_thread_ident();
+    if (self->entry == NULL && PyContextVar_Get(current_call, Py_None, &self->entry) < 0) {
+        PyErr_WriteUnraisable(current_call);
+        self->entry = Py_NewRef(Py_None);
+    }
+}
+
+static void
+keep_raised(Activation *self)
+{
+    PyObject *raised = take_raised();
+    if (self->raised == NULL) {
+        self->raised = raised;
+    }
+    else {
+        Py_XDECREF(raised);
+    }
+}
+
+/* Go back, whatever happens: the guest is there, and has to go on, or to be unwound. */
+static void
+step_in(Activation *self)
+{
+    Gate *gate = self->function->callee.gate;
+    while (!wait_outside(gate)) {
+        keep_raised(self);
+    }
+    gate->standing--;
+    go_inside(gate, true);
+    gate->near = false;
+    self->thread = PyEval_SaveThread();
+}
+
+/* Whether the store has been closed meanwhile; notes an exception, the one on its way if there is. */
+static bool
+is_gone(Activation *self)
+{
+    Gate *gate = self->function->callee.gate;
+    if (!gate->closing && gate->generation == generation) {
+        return false;
+    }
+    if (PyErr_Occurred()) {
+        keep_raised(self);
+    }
+    if (self->raised == NULL) {
+        self->raised = PyObject_CallMethodNoArgs((PyObject *)self->function, name_gone);
+        if (self->raised == NULL) {
+            keep_raised(self);
+        }
+    }
+    return true;
+}
+
+/* Have Python answer with what the host has returned, or raised if that is NULL; returns a trap. */
+static void *
+settle(Activation *self, size_t number, unsigned char *values, PyObject *answer)
+{
+    PyObject *raised = PyErr_Occurred() ? take_raised() : NULL;
+    PyObject *made = PyObject_CallMethod((PyObject *)self->function, "_settle", "nKOO",
+                                         (Py_ssize_t)number, (unsigned long long)(uintptr_t)values,
+                                         answer == NULL ? Py_None : answer,
+                                         raised == NULL ? Py_None : raised);
+    Py_XDECREF(raised);
+    void *trap = made == NULL ? NULL : PyLong_AsVoidPtr(made);
+    Py_XDECREF(made);
+    if (PyErr_Occurred()) {
+        keep_raised(self);
+    }
+    return trap;
+}
+
+/* The guest of an activation has called a host function; returns a trap, or NULL. */
+static void *
+host_on_stack(Activation *self, size_t number, unsigned char *values)
+{
+    void *trap = NULL;
+    step_out(self);
+    PyObject *hosts = self->function->hosts, *answer = NULL;
+    PyObject *entry = (Py_ssize_t)number < PyList_GET_SIZE(hosts)
+                          ? Py_NewRef(PyList_GET_ITEM(hosts, (Py_ssize_t)number))
+                          : NULL;
+    Host *host = entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+    bool plain = false;
+    if (!is_gone(self) && host != NULL && !host->suspending) {
+        answer = call_host(values, host);
+        if (answer != NULL && PyErr_CheckSignals() < 0) {
+            Py_CLEAR(answer);
+        }
+        plain = answer != NULL && !PyCoro_CheckExact(answer) && encode_answer(host, answer, values);
+    }
+    if (!is_gone(self) && !plain) {
+        trap = settle(self, number, values, answer);
+    }
+    Py_XDECREF(answer);
+    Py_XDECREF(entry);
+    if (self->call != NULL) { /* something has been started, and may have been left behind */
+        PyObject *left = PyObject_CallMethodNoArgs(self->call, name_check);
+        if (left == NULL) {
+            keep_raised(self);
+        }
+        Py_XDECREF(left);
+    }
+    is_gone(self);
+    step_in(self);
+    if (self->raised == NULL) {
+        return trap;
+    }
+    if (trap != NULL) {
+        api.trap_delete(trap);
+    }
+    return new_trap("ended by what a host function has raised");
+}
+
+/*
+ * The deadline of a guest has come: a fiber yields. A call on a thread's own stack cannot; if it is
+ * there to look for signals it goes on, and else the library ends it, which is its own deadline.
+ */
+static void *
+on_deadline(void *context, void *data, uint64_t *ticks, uint8_t *kind)
+{
+    Gate *gate = data;
+    Activation *self = running;
+    if (polled != NULL || self == NULL || self->function->callee.gate != gate) {
+        *ticks = gate->stride;
+        *kind = 1; /* yield, and go on then */
+        return NULL;
+    }
+    step_out(self);
+    if (PyErr_CheckSignals() < 0) {
+        keep_raised(self);
+    }
+    is_gone(self);
+    step_in(self);
+    *ticks = SIGNAL_TICKS;
+    *kind = 0;
+    return self->raised == NULL ? NULL : api.error_new("ended by a signal handler");
+}
+
+/* What stands for the activation, made now if nobody has asked yet. */
+static PyObject *
+stack_call(Activation *self)
+{
+    if (self->call == NULL) {
+        Activation *outer = self->outer;
+        PyObject *before =
+            outer != NULL && outer->entry == self->entry ? stack_call(outer) : self->entry;
+        self->call = before == NULL ? NULL
+                                    : PyObject_CallFunctionObjArgs(
+                                          stack_call_type, (PyObject *)self->function, before, NULL);
+    }
+    return self->call;
+}
+
+/* innermost(call) -> for whom what runs now does, if the context variable says `call` */
+static PyObject *
+innermost(PyObject *module, PyObject *call)
+{
+    Activation *self = running;
+    /* Whoever has begun in the guest's hosts since then has set the variable. */
+    return Py_XNewRef(self == NULL || self->entry != call ? call : stack_call(self));
+}
+
+/* stack_call(gate) -> what stands for the innermost activation of the store on this thread, or None */
+static PyObject *
+find_stack_call(PyObject *module, PyObject *gate)
+{
+    Activation *self = running;
+    while (self != NULL && (PyObject *)self->function->callee.gate != gate) {
+        self = self->outer;
+    }
+    return Py_XNewRef(self == NULL ? Py_None : stack_call(self));
+}
+
+static PyObject *
+Direct_detour(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *values = PyTuple_New(count);
+    if (values == NULL) {
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        PyTuple_SET_ITEM(values, index, Py_NewRef(args[index]));
+    }
+    PyObject *result = PyObject_CallMethodOneArg(self, name_detour, values);
+    Py_DECREF(values);
+    return result;
+}
+
+/* Leave what the guest of an activation has left behind; false with an exception. */
+static bool
+end_activation(Activation *self, void *error, void *trap)
+{
+    bool goes_on = true;
+    if (self->raised != NULL) {
+        if (error != NULL) {
+            api.error_delete(error);
+        }
+        if (trap != NULL) {
+            api.trap_delete(trap);
+        }
+        PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self->function, name_stopped);
+        if (done == NULL) {
+            PyErr_WriteUnraisable((PyObject *)self->function);
+        }
+        Py_XDECREF(done);
+        raise_made(self->raised);
+        goes_on = false;
+    }
+    if (self->call != NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyObject *done = PyObject_CallMethodNoArgs(self->call, name_over);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(self->call);
+        }
+        Py_XDECREF(done);
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(self->call);
+    Py_XDECREF(self->entry);
+    return goes_on;
+}
+
+/* Call with encoded values; the caller has made sure that nobody is in the way. */
+static PyObject *
+Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
+{
+    Callee *callee = &self->callee;
+    Gate *gate = callee->gate;
+    bool hosted = gate->hosted;
+    void *trap = NULL;
+    Activation own = {.function = self};
+    double started = coarse_seconds();
+    Py_INCREF(self); /* the guest may outlive every other reference */
+    if (hosted) {
+        begin_yielding(gate);
+        gate->near = false;
+        api.set_deadline(gate->context, SIGNAL_TICKS);
+        ((Clock *)gate->clock)->needed = true;
+        own.outer = running;
+        running = &own;
+    }
+    else if (gate->near) {
+        gate->near = false;
+        api.set_deadline(gate->context, FAR);
+    }
+    go_inside(gate, true);
+    own.thread = PyEval_SaveThread();
+    void *error = api.call_unchecked(gate->context, callee->function, values, length, &trap);
+    PyEval_RestoreThread(own.thread);
+    gate->roomless = false;
+    PyObject *result = NULL;
+    if (hosted) {
+        running = own.outer;
+        gate->inside = false; /* for what has been left behind */
+        bool goes_on = end_activation(&own, error, trap);
+        if (leave(gate) < 0 || !goes_on) {
+            goto leave;
+        }
+    }
+    else if (leave(gate) < 0) {
+        goto leave;
+    }
+    if (error != NULL || trap != NULL) {
+        raise_made(PyObject_CallMethod((PyObject *)self, "_failed", "KK",
+                                       (unsigned long long)(uintptr_t)error,
+                                       (unsigned long long)(uintptr_t)trap));
+        goto leave;
+    }
+    double seconds = coarse_seconds() - started;
+    if (seconds > self->hold_seconds) {
+        PyObject *done = PyObject_CallMethod((PyObject *)self, "_held", "d", seconds);
+        if (done == NULL) {
+            goto leave;
+        }
+        Py_DECREF(done);
+    }
+    result = decode_results(&callee->signature, values, RAW_BYTES);
+leave:
+    Py_DECREF(self);
+    return result;
+}
+
+static bool deadlines; /* whether some store has ever had one for synchronous calls */
+
+/* Whether hosts can run on this thread's own stack. */
+static inline bool
+can_host(const Direct *self)
+{
+    const Gate *gate = self->callee.gate;
+    const Clock *clock = (const Clock *)gate->clock;
+    if (self->hosts == NULL || deadlines || (clock->parked && !clock->manual)) {
+        return false;
+    }
+    /* See greenlets_switch in direct.py. */
+    return PyDict_GetItemWithError(PyImport_GetModuleDict(), name_greenlet) == NULL;
+}
+
+/* Whether there is a fiber that waits for its operation. */
+static bool
+is_handed(const Gate *gate)
+{
+    if (gate->handed == NULL || gate->handed == Py_None) {
+        return false;
+    }
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *fiber = NULL;
+    int alive = PyWeakref_GetRef(gate->handed, &fiber);
+    Py_XDECREF(fiber);
+    if (alive < 0) {
+        PyErr_Clear(); /* it is none of ours */
+    }
+    return alive > 0;
+#else
+    return PyWeakref_GetObject(gate->handed) != Py_None;
+#endif
+}
+
+/* Whether a call that nobody knows of yet is in the way: on this thread it is what this one nests in. */
+static inline bool
+is_stopped(const Gate *gate)
+{
+    return (gate->standing || is_handed(gate)) && gate->handed_by != PyThread_get_thread_ident();
+}
+
+static PyObject *
+Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Direct *self = (Direct *)callable;
+    Callee *callee = &self->callee;
+    Gate *gate = callee->gate;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    unsigned char values[RAW_BYTES * MOST_VALUES];
+    if (names != NULL && PyTuple_GET_SIZE(names)) {
+        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
+        return NULL;
+    }
+    if (gate == NULL || gate->detour || !is_free(gate) || is_stopped(gate) ||
+        count != callee->signature.parameters || !has_stack(gate->stack_bytes) ||
+        (gate->hosted && !can_host(self))) {
+        return Direct_detour(callable, args, count);
+    }
+    for (Py_ssize_t index = 0; index < count; index++) {
+        if (!encode(callee->signature.letters[index], args[index], values + RAW_BYTES * index)) {
+            return Direct_detour(callable, args, count);
+        }
+    }
+    Py_ssize_t results = callee->signature.results;
+    return Direct_run(self, values, count > results ? count : results);
+}
+
+/* _through(values) -> the result; NotImplemented if somebody has come in. Nothing else is checked. */
+static PyObject *
+Direct_through(Direct *self, PyObject *given)
+{
+    Callee *callee = &self->callee;
+    Gate *gate = callee->gate;
+    unsigned char values[RAW_BYTES * MOST_VALUES];
+    if (gate == NULL || !PyTuple_CheckExact(given) ||
+        PyTuple_GET_SIZE(given) != callee->signature.parameters ||
+        (gate->hosted && (self->hosts == NULL || gate->clock == NULL))) {
+        PyErr_SetString(PyExc_TypeError, "_through(converted values), once it is open");
+        return NULL;
+    }
+    Py_ssize_t count = PyTuple_GET_SIZE(given), results = callee->signature.results;
+    for (Py_ssize_t index = 0; index < count; index++) {
+        if (!encode(callee->signature.letters[index], PyTuple_GET_ITEM(given, index),
+                    values + RAW_BYTES * index)) {
+            PyErr_SetString(PyExc_TypeError, "a value has not been converted");
+            return NULL;
+        }
+    }
+    /* Whoever only looks at something is waited for. */
+    if (!(gate->inside && gate->roomless) && !wait_outside(gate)) {
+        return NULL;
+    }
+    if (gate->inside || gate->closing || gate->generation != generation || is_stopped(gate)) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    return Direct_run(self, values, count > results ? count : results);
+}
+
+static PyObject *
+Direct_call(PyObject *callable, PyObject *args, PyObject *kwargs)
+{
+    if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
+        PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
+        return NULL;
+    }
+    return Direct_vectorcall(callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args),
+                             NULL);
+}
+
+static PyObject *
+Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Direct *self = (Direct *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->callee.vectorcall = Direct_vectorcall;
+    }
+    return (PyObject *)self;
+}
+
+/* _open(gate, function, parameters, results, hold_seconds) */
+static PyObject *
+Direct_open(Direct *self, PyObject *const *args, Py_ssize_t count)
+{
+    Callee *callee = &self->callee;
+    if (count != 5 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "_open(gate, function, parameters, results, hold_seconds), once");
+        return NULL;
+    }
+    if (!take_callee(callee, args)) {
+        return NULL;
+    }
+    self->hold_seconds = PyFloat_AsDouble(args[4]);
+    if (self->hold_seconds == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    callee->gate = (Gate *)Py_NewRef(args[0]);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef Direct_methods[] = {
+    {"_open", (PyCFunction)(void (*)(void))Direct_open, METH_FASTCALL, NULL},
+    {"_through", (PyCFunction)Direct_through, METH_O, NULL},
+    {NULL},
+};
+
+static int
+Direct_set_hosts(Direct *self, PyObject *hosts, void *unused)
+{
+    if (hosts == NULL || !PyList_CheckExact(hosts)) {
+        PyErr_SetString(PyExc_TypeError, "expected a list of hosts");
+        return -1;
+    }
+    if (self->hosts == NULL) { /* it is the same one each time */
+        self->hosts = Py_NewRef(hosts);
+    }
+    return 0;
+}
+
+static PyObject *
+Direct_get_hosts(Direct *self, void *unused)
+{
+    return Py_NewRef(self->hosts == NULL ? Py_None : self->hosts);
+}
+
+static PyGetSetDef Direct_getset[] = {
+    {"_hosts", (getter)Direct_get_hosts, (setter)Direct_set_hosts, NULL, NULL},
+    {NULL},
+};
+
+static int
+Direct_traverse(Direct *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->callee.gate);
+    Py_VISIT(self->hosts);
+    return 0;
+}
+
+static void
+Direct_dealloc(Direct *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->callee.gate);
+    Py_CLEAR(self->hosts);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject Direct_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "asyncwasm._speedups.Direct",
+    .tp_basicsize = sizeof(Direct),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
+                Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = Direct_new,
+    .tp_dealloc = (destructor)Direct_dealloc,
+    .tp_traverse = (traverseproc)Direct_traverse,
+    .tp_call = Direct_call,
+    .tp_vectorcall_offset = offsetof(Callee, vectorcall),
+    .tp_methods = Direct_methods,
+    .tp_getset = Direct_getset,
+};
+
 /* ---- instances: the steps of a short life, one call each ---- */
 
 #define INSTANCE_BYTES 16
@@ -1595,6 +2227,28 @@ instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
                                       (size_t)length, instance, &trap);
     PyEval_RestoreThread(thread);
     Py_XDECREF(joined);
+    return Py_BuildValue("KKy#", (unsigned long long)(uintptr_t)error,
+                         (unsigned long long)(uintptr_t)trap, instance,
+                         (Py_ssize_t)INSTANCE_BYTES);
+}
+
+/* (context, linked module): (error, trap, instance). It has plain hosts only, and no start. */
+static PyObject *
+instantiate_linked(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    void *context = count == 2 ? take_address(args[0]) : NULL;
+    void *linked = context == NULL ? NULL : take_address(args[1]);
+    if (linked == NULL) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_TypeError, "expected a context and a linked module");
+        }
+        return NULL;
+    }
+    unsigned char instance[INSTANCE_BYTES] = {0};
+    void *trap = NULL;
+    PyThreadState *thread = PyEval_SaveThread();
+    void *error = api.linked_new(linked, context, instance, &trap);
+    PyEval_RestoreThread(thread);
     return Py_BuildValue("KKy#", (unsigned long long)(uintptr_t)error,
                          (unsigned long long)(uintptr_t)trap, instance,
                          (Py_ssize_t)INSTANCE_BYTES);
@@ -1646,93 +2300,6 @@ find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return Py_BuildValue("KKKK", (unsigned long long)words[0], (unsigned long long)words[1],
                          (unsigned long long)described[0], (unsigned long long)described[3]);
 }
-
-/* ---- Clock: what a ticker and quick calls tell each other; see quick.py ---- */
-
-typedef struct {
-    PyObject_HEAD
-    bool needed, parked;
-    int manual;
-    unsigned long long ticks;
-} Clock;
-
-static THREAD_LOCAL struct {
-    unsigned long long last, since;
-    bool watched;
-} turn;
-
-static PyObject *
-Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    Clock *self = (Clock *)type->tp_alloc(type, 0);
-    if (self != NULL) {
-        self->parked = true;
-    }
-    return (PyObject *)self;
-}
-
-static int
-streak(Clock *self, bool ran)
-{
-    if (self->manual) {
-        return 0;
-    }
-    if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
-        turn.since = self->ticks;
-        turn.watched = false;
-    }
-    turn.last = self->ticks;
-    if (!turn.watched) {
-        return self->ticks > turn.since ? OLD : 0;
-    }
-    return self->ticks - turn.since >= OVER ? OVER : 0;
-}
-
-static PyObject *
-Clock_watched(Clock *self, PyObject *unused)
-{
-    turn.watched = true;
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-Clock_new_turn(Clock *self, PyObject *unused)
-{
-    turn.last = turn.since = self->ticks;
-    turn.watched = false;
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
-{
-    return PyLong_FromLong(streak(self, count > 0 && args[0] == Py_True));
-}
-
-static PyMethodDef Clock_methods[] = {
-    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
-    {"watched", (PyCFunction)Clock_watched, METH_NOARGS, NULL},
-    {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
-    {NULL},
-};
-
-static PyMemberDef Clock_members[] = {
-    {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
-    {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
-    {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
-    {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
-    {NULL},
-};
-
-static PyTypeObject Clock_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "asyncwasm._speedups.Clock",
-    .tp_basicsize = sizeof(Clock),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = Clock_new,
-    .tp_methods = Clock_methods,
-    .tp_members = Clock_members,
-};
 
 /* ---- Quick: the first slice of an awaited call ---- */
 
@@ -1867,7 +2434,7 @@ Quick_answer(Quick *self, PyObject *function, PyObject *given, PyObject *fiber, 
             result = Py_NewRef(call != NULL ? call : fiber); /* its operation says so */
             break;
         }
-        gate->inside = gate->roomless = true;
+        go_inside(gate, true);
         *done = poll_now(own);
         gate->roomless = false;
         int left = *done ? forget_future(gate, own) : 0;
@@ -1909,8 +2476,9 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     PyObject *given = args[1];
     bool awaited = passed == 2 || args[2] != Py_False;
     Py_ssize_t count = PyTuple_GET_SIZE(given);
-    if (!gate->quick || !is_free(gate) || clock->parked || clock->manual ||
-        count != signature->parameters || (awaited && streak(clock, false) != 0)) {
+    if (!gate->quick || !is_free(gate) || gate->standing || clock->parked || clock->manual ||
+        (gate->hosted && !gate->waitable) || count != signature->parameters ||
+        (awaited && streak(clock, false) != 0)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
     PyObject *result = NULL,
@@ -1937,15 +2505,13 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     own->function[0] = callee->function[0];
     own->function[1] = callee->function[1];
     own->guarded = gate->guarded;
+    own->gate = gate;
     Py_INCREF(self); /* the guest may outlive every other reference */
-    if (!gate->yields) {
-        gate->yields = true;
-        api.set_yielding(gate->context, NEAR);
-    }
+    begin_yielding(gate);
     gate->near = true;
     api.set_deadline(gate->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
-    gate->inside = gate->roomless = true;
+    go_inside(gate, true);
     head *previous = polled;
     polled = own;
     PyThreadState *thread = PyEval_SaveThread();
@@ -2068,7 +2634,7 @@ static PyObject *
 bind(PyObject *module, PyObject *args)
 {
     PyObject *addresses, *done, *import, *yielded, *answered, *left;
-    void *at[12];
+    void *at[FUNCTIONS];
     if (!PyArg_ParseTuple(args, "O!OOOOO", &PyTuple_Type, &addresses, &done, &import, &yielded,
                           &answered, &left)) {
         return NULL;
@@ -2092,16 +2658,18 @@ bind(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* bind_calls(context variable, type, resume): what says for whom a host function runs */
+/* bind_calls(context variable, types, resume): what says for whom a host function runs */
 static PyObject *
 bind_calls(PyObject *module, PyObject *args)
 {
-    PyObject *variable, *type, *function;
-    if (!PyArg_ParseTuple(args, "O!OO", &PyContextVar_Type, &variable, &type, &function)) {
+    PyObject *variable, *type, *on_stack, *function;
+    if (!PyArg_ParseTuple(args, "O!OOO", &PyContextVar_Type, &variable, &type, &on_stack,
+                          &function)) {
         return NULL;
     }
     Py_XSETREF(current_call, Py_NewRef(variable));
     Py_XSETREF(call_type, Py_NewRef(type));
+    Py_XSETREF(stack_call_type, Py_NewRef(on_stack));
     Py_XSETREF(resume, Py_NewRef(function));
     Py_RETURN_NONE;
 }
@@ -2113,10 +2681,13 @@ forked(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* callbacks() -> addresses of what is called for imports, for plain hosts, and by the waiter */
 static PyObject *
-import_callback(PyObject *module, PyObject *unused)
+callbacks(PyObject *module, PyObject *unused)
 {
-    return PyLong_FromVoidPtr((void *)(uintptr_t)on_import);
+    return Py_BuildValue("KKK", (unsigned long long)(uintptr_t)on_import,
+                         (unsigned long long)(uintptr_t)on_host,
+                         (unsigned long long)(uintptr_t)on_wait);
 }
 
 /* has_room(frames) -> whether the recursion limit allows for that many Python frames */
@@ -2130,14 +2701,37 @@ has_room(PyObject *module, PyObject *frames)
     return PyBool_FromLong(is_room(wanted));
 }
 
+/* has_stack(gate) -> whether a call of its guests fits on the stack of this thread */
+static PyObject *
+has_stack_for(PyObject *module, PyObject *gate)
+{
+    if (!PyObject_TypeCheck(gate, &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a gate");
+        return NULL;
+    }
+    return PyBool_FromLong(has_stack(((Gate *)gate)->stack_bytes));
+}
+
+static PyObject *
+note_deadlines(PyObject *module, PyObject *unused)
+{
+    deadlines = true;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"note_deadlines", note_deadlines, METH_NOARGS, NULL},
     {"has_room", has_room, METH_O, NULL},
+    {"has_stack", has_stack_for, METH_O, NULL},
+    {"innermost", innermost, METH_O, NULL},
+    {"stack_call", find_stack_call, METH_O, NULL},
+    {"instantiate_linked", (PyCFunction)(void (*)(void))instantiate_linked, METH_FASTCALL, NULL},
     {"bind", bind, METH_VARARGS, NULL},
     {"bind_calls", bind_calls, METH_VARARGS, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
     {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
     {"forked", forked, METH_NOARGS, NULL},
-    {"import_callback", import_callback, METH_NOARGS, NULL},
+    {"callbacks", callbacks, METH_NOARGS, NULL},
     {"instantiate", (PyCFunction)(void (*)(void))instantiate, METH_FASTCALL, NULL},
     {NULL},
 };
@@ -2156,9 +2750,11 @@ fill(PyObject *module)
         PyObject **name;
         const char *text;
     } names[] = {
-        {&name_active, "active"},   {&name_begun, "begun"},     {&name_children, "_children"},
-        {&name_current, "_current"}, {&name_detour, "_detour"}, {&name_outcome, "outcome"},
-        {&name_pointer, "pointer"}, {&name_popitem, "popitem"},
+        {&name_active, "active"},     {&name_begun, "begun"},       {&name_check, "check"},
+        {&name_children, "_children"}, {&name_current, "_current"}, {&name_detour, "_detour"},
+        {&name_gone, "_gone"},        {&name_greenlet, "greenlet"}, {&name_outcome, "outcome"},
+        {&name_over, "over"},         {&name_pointer, "pointer"},   {&name_popitem, "popitem"},
+        {&name_stopped, "_stopped"},
     };
     for (size_t index = 0; index < sizeof(names) / sizeof(names[0]); index++) {
         *names[index].name = PyUnicode_InternFromString(names[index].text);

@@ -320,7 +320,10 @@ SCRIPTS = {
         def again(x):
             return instance.exports.call(x + 1)
         instance = caller(again)
-        raises(RecursionError, lambda: instance.exports.call(0))
+        try:
+            instance.exports.call(0)
+        except RecursionError:  # a StackOverflow, if the guest comes to the end first
+            print("RecursionError")
         async def again_async(x):
             return await instance.exports.call.call_async(x + 1)
         instance = caller(again_async)

@@ -18,7 +18,7 @@ if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
         from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
     except ImportError:
         pass  # it is optional
-_INTERFACE = 10  # of the file in C: the number there is raised with each change of what is here
+_INTERFACE = 11  # of the file in C: the number there is raised with each change of what is here
 if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
     speedups = None
     warnings.warn(
@@ -43,13 +43,18 @@ def bind() -> None:
         "wasmtime_func_call_async",
         "wasmtime_call_future_delete",
         "wasmtime_context_set_epoch_deadline",
-        "wasmtime_context_epoch_deadline_async_yield_and_update",
+        "wasmtime_store_epoch_deadline_callback",
         "wasmtime_store_new",
         "wasmtime_store_context",
         "wasmtime_store_limiter",
         "wasmtime_store_delete",
         "wasmtime_instance_new",
         "wasmtime_instance_export_get",
+        "wasmtime_instance_pre_instantiate",
+        "wasmtime_trap_new",
+        "wasm_trap_delete",
+        "wasmtime_error_new",
+        "wasmtime_error_delete",
     )
     addresses = tuple(lib.address(name) for name in names)
     speedups.bind(addresses, DONE, IMPORT, YIELDED, ANSWERED, abandon)

@@ -39,7 +39,7 @@ def to_integer(value: Any, bits: int, type: str) -> int:
     if not hasattr(value.__class__, "__index__"):
         hint = "; floats are not truncated, use int(...)" if isinstance(value, float) else ""
         raise TypeError(f"expected an int for {type}, got {_described(value)}{hint}")
-    index = operator.index(value)
+    index = int.__index__(operator.index(value))  # of a bool, too
     if not -(1 << bits - 1) <= index < 1 << bits:
         raise OverflowError(
             f"{type} takes {-(1 << bits - 1)} to {(1 << bits) - 1}, got {index}; "
@@ -104,8 +104,10 @@ class Row:
         "letters",
         "numeric",
         "outcome",
+        "raw_bytes",
         "raw_letters",
         "raw_pack",
+        "raw_unpack",
         "types",
         "unpack",
         "val_bytes",
@@ -117,6 +119,7 @@ class Row:
         # struct pads or cuts a vector of the wrong length in silence
         self.checked = "v128" in self.types
         self.val_bytes = VAL_BYTES * len(self.types)
+        self.raw_bytes = RAW_BYTES * len(self.types)
         if self.numeric:
             self.raw_letters = "".join(
                 f"{_LETTERS[type]}{RAW_BYTES - _SIZES[type]}x" for type in self.types
@@ -124,7 +127,8 @@ class Row:
             val = "".join(f"B7x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
             payload = "".join(f"8x{_LETTERS[type]}{24 - _SIZES[type]}x" for type in self.types)
             self.letters = "".join("v" if type == "v128" else _LETTERS[type] for type in self.types)
-            self.raw_pack = struct.Struct("<" + self.raw_letters).pack_into
+            raw = struct.Struct("<" + self.raw_letters)
+            self.raw_pack, self.raw_unpack = raw.pack_into, raw.unpack_from
             # the trap and the raw results of a direct call
             self.outcome = struct.Struct("<Q8x" + self.raw_letters).unpack_from
             self._pack = struct.Struct("<" + val).pack_into
@@ -145,6 +149,12 @@ class Row:
             self.raw_pack(memory, offset, *values)
         except (struct.error, OverflowError):
             self.raw_pack(memory, offset, *self.converted(values))
+
+    def packed_raw(self, values: Sequence[Any]) -> bytearray:
+        """Return numeric *values* in the raw layout."""
+        packed = bytearray(self.raw_bytes)
+        self.pack_raw(packed, 0, values)
+        return packed
 
     def pack_exact(self, memory: Any, offset: int, values: Sequence[Any]) -> None:
         """Write plain numbers in the val layout; `struct.error` or OverflowError if some do not fit."""

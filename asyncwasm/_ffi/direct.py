@@ -2,7 +2,7 @@
 The direct way into wasm: one unchecked call on the calling thread's own stack.
 
 Rule 1: only functions whose values are numbers and vectors, so that nothing has to be rooted.
-Rule 2: only in a store that cannot reach a host function, or the library aborts the process.
+Rule 2: no host function can be reached there but plain ones, or the library aborts the process.
 Rule 3: nothing is looked up per call that can be prepared: this is the path users measure.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable
 from functools import cache
 from time import perf_counter
@@ -54,6 +55,15 @@ class _PureDirect:
         return self._call(self, arguments)
 
     _call: Callable[[Any, tuple[Any, ...]], Any]
+
+    # What the one in C has besides, for stores with plain host functions: `_through` calls with
+    # converted values and looks only whether somebody is in the way, then it returns NotImplemented.
+    # `_settle` answers the guest, `_gone` makes the exception of a store that was closed meanwhile,
+    # `_stopped` is told that a host has ended the call.
+    _hosts: list[Any] | None
+
+    def _through(self, values: tuple[Any, ...]) -> Any:
+        raise NotImplementedError
 
     def _detour(self, arguments: tuple[Any, ...]) -> Any:
         raise NotImplementedError
@@ -139,6 +149,26 @@ def _caller(
 
     call.keepalive = raw  # type: ignore[attr-defined]
     return call
+
+
+def has_stack(handle: StoreHandle) -> bool:
+    """Return whether a guest fits on what is left of this thread's stack, as far as can be told."""
+    return speedups is None or bool(speedups.has_stack(handle))
+
+
+def greenlets_switch() -> bool:
+    """
+    Return whether host functions may come back on another stack than they were called on.
+
+    Greenlets share a stack by moving pieces of it, and the library, whose records lie there, aborts
+    the process when they are not where they were, or end in another order.
+    """
+    return "greenlet" in sys.modules
+
+
+def write_raw(address: int, packed: bytearray) -> None:
+    """Write results of a host function that a guest has called on this thread's own stack."""
+    ctypes.memmove(address, bytes(packed), len(packed))
 
 
 @cache

@@ -28,6 +28,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accelerator import speedups
@@ -63,6 +64,10 @@ class Request(NamedTuple):
     def unpack(self, row: Row) -> tuple[Any, ...]:
         """Return the arguments, all numbers."""
         return row.unpack((ctypes.c_ubyte * row.val_bytes).from_address(self.arguments))
+
+    def unpack_raw(self, row: Row) -> tuple[Any, ...]:
+        """Return the arguments of a plain host function."""
+        return row.raw_unpack((ctypes.c_ubyte * row.raw_bytes).from_address(self.arguments))
 
     def write(self, results: bytes | bytearray) -> None:
         """Write the results, packed already: converting runs code that may close the store."""
@@ -104,11 +109,20 @@ def _on_import(
 _IMPORT_CALLBACK = ctypes.CFUNCTYPE(None, *[ctypes.c_size_t] * 8)(_on_import)
 
 
-def import_callback() -> int:
-    """Return the address of the callback for every host function."""
+class Callbacks(NamedTuple):
+    """Addresses of what the library calls for guests; 0 where the accelerator would be."""
+
+    importing: int  # for a host function, and suspends the fiber
+    plain: int  # for a plain one; see the rules of the accelerator
+    waiting: int  # for the function by which a plain one suspends its fiber
+
+
+@cache
+def callbacks() -> Callbacks:
+    """Return the addresses."""
     if speedups is not None:
-        return int(speedups.import_callback())
-    return ctypes.cast(_IMPORT_CALLBACK, ctypes.c_void_p).value or 0
+        return Callbacks(*speedups.callbacks())
+    return Callbacks(ctypes.cast(_IMPORT_CALLBACK, ctypes.c_void_p).value or 0, 0, 0)
 
 
 def _ready_callback() -> int:

@@ -79,6 +79,7 @@ class _PureGate:
         "_generation",
         "answering",
         "awaited",
+        "clock",
         "closing",
         "context",
         "detour",
@@ -88,6 +89,7 @@ class _PureGate:
         "guarded",
         "handed",
         "handed_by",
+        "hosted",
         "lock",
         "near",
         "open",
@@ -95,19 +97,36 @@ class _PureGate:
         "pointer",
         "quick",
         "roomless",
+        "standing",
         "views",
+        "waitable",
         "waits",
         "yields",
     )
 
-    def __init__(self, engine: Handle, ticks: int, limits: tuple[int, int, int, int, int]) -> None:
-        """Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`."""
+    def __init__(
+        self,
+        engine: Handle,
+        ticks: int,
+        limits: tuple[int, int, int, int, int],
+        stack_bytes: int,
+    ) -> None:
+        """
+        Make a store with an epoch deadline, and with the limits of `wasmtime_store_limiter`.
+
+        Calls on a thread's own stack are made only where *stack_bytes* of it are left; in pure
+        Python nobody can tell.
+        """
         self.lock: Any = threading.Lock()
         self.answering = None  # what runs a host before anybody knows of the call: in C only
+        self.clock: Any = None  # which has to run while calls with hosts do: in C only
         self.awaited = False  # somebody waits until the guest that runs on a thread is outside
         self.closing = False  # the store is to be deleted by whoever leaves it last
         self.detour = False  # a direct call must look closer before it enters
         self.guarded = False  # guests of the store can hold references
+        self.hosted = False  # guests of the store can call host functions
+        self.standing = 0  # calls on the stack of `handed_by` that run their hosts: in C only
+        self.waitable = False  # a plain host function can be waited for: in C only
         self.near = False  # the guest yields at the next tick
         self.open = True
         self.pending = False  # whoever is inside has to finish the closing
@@ -135,6 +154,29 @@ class _PureGate:
     def mine(self) -> bool:
         """Whether this thread is known to be inside."""
         return False  # a plain lock does not say
+
+    def begin_yielding(self) -> None:
+        """Have guests yield when their deadline has come, from now on. The caller is inside."""
+        if not self.yields:
+            self.yields = True
+            try:
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
+            except BaseException:  # of a signal handler; what was noted has to be so
+                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
+                raise
+
+    @property
+    def stride(self) -> int:
+        """For how many ticks a guest runs on after it has yielded."""
+        raise NotImplementedError  # only ever set
+
+    @stride.setter
+    def stride(self, ticks: int) -> None:
+        lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, ticks)
+
+    def set_waiter(self, function: tuple[int, int]) -> None:
+        """Note the function that suspends its fiber, for plain hosts: in C only."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
@@ -183,16 +225,6 @@ class StoreHandle(Gate):
     """
 
     __slots__ = ("__weakref__",)
-
-    def begin_yielding(self) -> None:
-        """Have guests yield when their deadline has come, from now on. The caller is inside."""
-        if not self.yields:
-            self.yields = True
-            try:
-                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
-            except BaseException:  # of a signal handler; what was noted has to be so
-                lib.wasmtime_context_epoch_deadline_async_yield_and_update(self.context, NEAR)
-                raise
 
     def set_deadline(self, ticks: int) -> None:
         """Have the guest yield, or end, after *ticks*. The caller is inside."""

@@ -48,8 +48,18 @@ def _find_function(context: int, instance: bytes, name: bytes) -> tuple[int, int
     return first, second, words[0], words[3]
 
 
+def _instantiate_linked(context: int, linked: int) -> tuple[int, int, bytes]:
+    place = _Place()
+    at = ctypes.addressof(place)
+    error = lib.wasmtime_instance_pre_instantiate(linked, context, at, at + 16)
+    made = bytes(place)
+    return error or 0, int.from_bytes(made[16:24], "little"), made[:16]
+
+
 # (context, module, externs): error, trap, instance
 instantiate: Callable[[int, int, Sequence[Any]], tuple[int, int, bytes]] = _instantiate
+# (context, linked module): the same; it has plain host functions only, and no start function
+instantiate_linked: Callable[[int, int], tuple[int, int, bytes]] = _instantiate_linked
 # (context, instance, name): the extern
 find_export: Callable[[int, bytes, bytes], bytes] = _find_export
 # (context, instance, name): the two words of the function, and those that identify it
@@ -57,5 +67,6 @@ find_function: Callable[[int, bytes, bytes], tuple[int, int, int, int]] = _find_
 
 if speedups is not None:
     instantiate = speedups.instantiate
+    instantiate_linked = speedups.instantiate_linked
     find_export = speedups.find_export
     find_function = speedups.find_function

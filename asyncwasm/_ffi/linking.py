@@ -1,47 +1,47 @@
 """
 Linking: host functions and externs under the names that a module imports.
 
-Rule 1: host functions are defined as asynchronous ones, all with one callback; what tells
-them apart is their number in the store. So a store with host functions runs on fibers only.
+Rule 1: what tells host functions apart is their number in the store. Plain ones are defined as
+ordinary functions of the library's, and wait, on fibers, by calling the store's waiter; the others
+are asynchronous ones, and a store that has one of those runs on fibers only.
 Rule 2: whoever calls these functions is in the store.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from .._errors import LinkError, RangeError
-from . import instances
+from .._types import FunctionType
+from . import instances, types
 from .errors import check
 from .externs import FUNCTION, Extern
-from .fiber import Fiber, import_callback
+from .fiber import Fiber, callbacks
 from .handles import Handle, StoreHandle
 from .library import lib
 
 
 class Linker:
-    """Definitions for one instantiation."""
+    """Definitions for instantiations."""
 
-    def __init__(self, handle: StoreHandle) -> None:
-        self._store = handle
-        self._handle = Handle(
-            lib.wasmtime_linker_new(handle.engine.pointer), "wasmtime_linker_delete"
-        )
+    def __init__(self, engine: Handle) -> None:
+        self._handle = Handle(lib.wasmtime_linker_new(engine.pointer), "wasmtime_linker_delete")
 
     @property
     def pointer(self) -> int:
         """The native linker."""
         return self._handle.pointer
 
-    def define(self, module: str, name: str, extern: Extern) -> None:
-        """Define an extern of the store."""
+    def define(self, module: str, name: str, store: StoreHandle, extern: Extern) -> None:
+        """Define an extern of a store."""
         first, second = module.encode(), name.encode()
         check(
             lib.wasmtime_linker_define(
                 self.pointer,
-                self._store.context,
+                store.context,
                 first,
                 len(first),
                 second,
@@ -51,18 +51,44 @@ class Linker:
             LinkError,
         )
 
-    def define_host(self, module: str, name: str, type: Handle, number: int) -> None:
+    def define_host(
+        self, module: str, name: str, type: Handle, number: int, *, plain: bool
+    ) -> None:
         """Define host function *number* of the store."""
-        first, second = module.encode(), name.encode()
+        if plain:
+            self._define(
+                lib.wasmtime_linker_define_func_unchecked,
+                (module, name),
+                type,
+                callbacks().plain,
+                number,
+            )
+        else:
+            self._define(
+                lib.wasmtime_linker_define_async_func,
+                (module, name),
+                type,
+                callbacks().importing,
+                number,
+            )
+
+    def define_waiter(self, type: Handle) -> None:
+        """Define the function that suspends the fiber of whoever calls it, as "" ""."""
+        self._define(lib.wasmtime_linker_define_async_func, ("", ""), type, callbacks().waiting, 0)
+
+    def _define(
+        self, define: Any, names: tuple[str, str], type: Handle, callback: int, number: int
+    ) -> None:
+        first, second = names[0].encode(), names[1].encode()
         check(
-            lib.wasmtime_linker_define_async_func(
+            define(
                 self.pointer,
                 first,
                 len(first),
                 second,
                 len(second),
                 type.pointer,
-                import_callback(),
+                callback,
                 number,
                 None,
             ),
@@ -82,13 +108,13 @@ class Linker:
         )
         return Handle(linked.value or 0, "wasmtime_instance_pre_delete")
 
-    def get(self, module: str, name: str) -> Extern:
-        """Return what was defined, as an extern of the store."""
+    def get(self, module: str, name: str, store: StoreHandle) -> Extern:
+        """Return what was defined, as an extern of a store."""
         first, second = module.encode(), name.encode()
         extern = Extern()
         found = lib.wasmtime_linker_get(
             self.pointer,
-            self._store.context,
+            store.context,
             first,
             len(first),
             second,
@@ -99,6 +125,21 @@ class Linker:
         return extern.found()
 
 
+# By engine; the linker does not refer to it.
+_waiters: weakref.WeakKeyDictionary[Handle, Linker] = weakref.WeakKeyDictionary()
+
+
+def make_waiter(handle: StoreHandle) -> None:
+    """Make what suspends fibers for the plain host functions of the store. The caller is inside."""
+    engine: Handle = handle.engine
+    linker = _waiters.get(engine)
+    if linker is None:
+        linker = Linker(engine)
+        linker.define_waiter(types.function_type(engine, FunctionType((), ())))
+        _waiters[engine] = linker
+    handle.set_waiter(linker.get("", "", handle).raw)
+
+
 def instantiate_directly(
     handle: StoreHandle, module: Handle, externs: Sequence[Extern]
 ) -> tuple[int, int, bytes]:
@@ -107,9 +148,14 @@ def instantiate_directly(
     return instances.instantiate(handle.context, module.pointer, given)
 
 
+def instantiate_linked(handle: StoreHandle, linked: Handle) -> tuple[int, int, bytes]:
+    """Instantiate what is linked with plain host functions, and return (error, trap, instance)."""
+    return instances.instantiate_linked(handle.context, linked.pointer)
+
+
 def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
     """Instantiate a module of our own, which imports nothing and runs nothing."""
-    linker = Linker(handle)
+    linker = Linker(handle.engine)
     fiber = Fiber(handle, 16)
     fiber.start_instantiation(linker.pointer, module.pointer, (linker, module))
     try:

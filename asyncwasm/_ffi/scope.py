@@ -22,9 +22,10 @@ _NUMBER = (1 << 32) - 1  # of no host function: the request is never answered
 
 def new_scope_function(handle: StoreHandle) -> tuple[int, int]:
     """Return a function of the store that waits for ever, raw."""
-    linker = Linker(handle)
-    linker.define_host("", "", function_type(handle.engine, FunctionType()), _NUMBER)
-    return linker.get("", "").raw
+    linker = Linker(handle.engine)
+    type = function_type(handle.engine, FunctionType())
+    linker.define_host("", "", type, _NUMBER, plain=False)
+    return linker.get("", "", handle).raw
 
 
 @contextmanager

@@ -12,14 +12,21 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from .._errors import SuspendError
+from .._errors import Interrupted, SuspendError, Trap
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
-from .._ffi.direct import Direct, call_prepared, opening
+from .._ffi.direct import (
+    Direct,
+    call_prepared,
+    greenlets_switch,
+    has_stack,
+    opening,
+    write_raw,
+)
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime.host import HostFunction, cannot_cross, crosses_not
-from .._runtime.hostcall import HostCall
+from .._runtime.hostcall import HostCall, innermost
 from .._runtime.operation import Call
 from .._runtime.running import run
 from .._runtime.store import Store
@@ -182,8 +189,10 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
 
     def _quick_way(self) -> Quick:
         """Make what runs the first slice of a call; when first wanted: many are never awaited."""
-        assert self._store is not None and self._extern is not None
-        quick = self._quick = self._shape.quick(self._store, self._extern.raw, self._name)
+        store = self._store
+        assert store is not None and self._extern is not None
+        store.be_waitable()
+        quick = self._quick = self._shape.quick(store, self._extern.raw, self._name)
         return quick
 
     @property
@@ -277,8 +286,15 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         assert store is not None and self._extern is not None
         if store.closed:
             raise store.unavailable(None)
-        if not (shape.direct and store.direct):
+        if not (shape.direct and store.direct and has_stack(store.handle)):
             value = self._run(arguments)
+        elif store.hosts:
+            outer = innermost()
+            ends = outer is not None and outer.ends is not None
+            if shape.opening is None or ends or greenlets_switch():
+                value = self._run(arguments)
+            else:
+                return self._call_hosted(arguments)
         else:
             if len(arguments) != len(shape.parameters.types):
                 raise wrong_count(len(arguments), shape.type, self._name)
@@ -301,6 +317,60 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
             self._held(seconds)
         return value
 
+    def _call_hosted(self, arguments: tuple[Any, ...]) -> Any:
+        """Call on this thread's own stack, in a store with host functions."""
+        shape, store = self._shape, self._store
+        assert store is not None
+        if len(arguments) != len(shape.parameters.types):
+            raise wrong_count(len(arguments), shape.type, self._name)
+        values = tuple(shape.parameters.converted(arguments))
+        if not store.outwait():
+            raise store.unavailable(None)
+        store.check_turn()
+        with store.entered(to_call=True):
+            store.opened()
+        store.engine.ticker.start()
+        self._hosts = store.plain_hosts
+        value = self._through(values)
+        if value is NotImplemented:
+            raise store.unavailable(None)
+        return value
+
+    def _settle(self, number: int, address: int, value: Any, raised: BaseException | None) -> int:
+        """
+        Answer the guest, which has called host function *number* on this thread's own stack.
+
+        Writes what that has returned to *address* and returns 0, or returns the trap of what it
+        has *raised*. Raises what the guest must not see.
+        """
+        store = self._store
+        assert store is not None
+        host = store.hosts[number]
+        try:
+            if raised is not None:
+                raise raised
+            if host.suspending:
+                raise host.reached()
+            value = host.checked(value)
+            if host.results.types:
+                write_raw(address, host.results.packed_raw(host.result_values(value)))
+            return 0
+        except Trap:
+            raise
+        except Exception as exc:
+            return store.throw_from_host(exc)
+        finally:
+            del raised  # its traceback holds this frame
+
+    def _gone(self) -> BaseException:
+        store = self._store
+        assert store is not None
+        return Interrupted("closed") if store.handle.ours else store.unavailable(None)
+
+    def _stopped(self) -> None:
+        assert self._store is not None
+        self._store.disturb()
+
     def _run(self, arguments: tuple[Any, ...]) -> Any:
         """Call on a fiber, and wait for its end."""
         assert self._store is not None
@@ -321,7 +391,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
 
     def _failed(self, error: int, trap: int) -> BaseException:
         assert self._store is not None
-        return _failure(self._store, self._name, error, trap)
+        return self._store.failure_on_stack(error, trap, f"function {self._name!r}")
 
     def _held(self, seconds: float) -> None:
         guard.blocking_call(seconds, self._name)

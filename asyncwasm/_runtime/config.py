@@ -10,6 +10,7 @@ Tier: TypeAlias = Literal["auto", "baseline", "optimized"]
 
 MIN_STACK_BYTES, MAX_STACK_BYTES = 16 << 10, 64 << 20
 DIRECT_STACK_BYTES = 1 << 20  # what every thread's own stack has room for
+HOST_STACK_BYTES = 256 << 10  # beside the guest's, for what is called in between
 _TIERS = ("auto", "baseline", "optimized")
 _MAX_POOLED = 100_000  # of a kind: the library keeps a note about each, in use or not
 MAX_POOLED_MEMORY_BYTES = 4 << 30  # the address space that every memory reserves

@@ -33,7 +33,7 @@ from .._reader import Binary
 from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
 from .cache import Cache, Loaded, configuration, open_cache
-from .config import DIRECT_STACK_BYTES, EngineConfig, Pooling
+from .config import DIRECT_STACK_BYTES, HOST_STACK_BYTES, EngineConfig, Pooling
 from .copies import Recognized
 from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader
@@ -78,6 +78,8 @@ class Engine:
         self._cache_opened = False
         # whether guests may run on a thread's own stack
         self.fits_threads = self._config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES
+        # That a call on a thread's own stack needs there, with the host functions it calls.
+        self.direct_stack_bytes = self._config.max_wasm_stack_bytes + HOST_STACK_BYTES
         self.leaving = False  # whether the process ends: nothing is polled on threads any more
         self._strict: Handle | None = None  # validates only; knows no exceptions and no objects
         self._artifacts: weakref.WeakValueDictionary[str, Artifact] = weakref.WeakValueDictionary()

@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._errors import SuspendError
 from .._ffi.codec import Row, row
+from .._ffi.direct import plain_host
 from .._types import FunctionType
 
 
@@ -28,6 +30,7 @@ class HostFunction:
         "concrete_results",
         "name",
         "parameters",
+        "plain",
         "refused",
         "results",
         "suspending",
@@ -48,6 +51,16 @@ class HostFunction:
         self.name = name
         self.refused = crosses_not(type)
         self.concrete_results = concrete_results
+        # The accelerator's form, None if it has none.
+        self.plain: Any = plain_host(callable, self.parameters, self.results, suspending)
+
+    def reached(self) -> SuspendError:
+        """Return the error for a suspending function that a synchronous call has reached."""
+        return SuspendError(
+            f"{self.name} suspends, and was reached from a synchronous call; "
+            "await the export with call_async, or use `await asyncwasm.instantiate(...)` "
+            "if it was the start function"
+        )
 
     def result_values(self, value: Any) -> Sequence[Any]:
         """Return *value* as one value a result type."""

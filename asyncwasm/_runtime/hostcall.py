@@ -48,7 +48,7 @@ class HostCall:
         if operation is not None:
             self.store, self.outer = operation.store, operation.outer
             return
-        self.store, self.outer = function._store, current.get()
+        self.store, self.outer = function._store, innermost()
         self._function, self._given, self._fiber = function, given, fiber
 
     @property
@@ -75,13 +75,17 @@ class HostCall:
                 raise self.store.unavailable(None)
         operation = self._operation
         if operation is None:
-            operation = self._function._operation(self._given, self._fiber)
+            operation = self._new_operation()
             operation.outer = self.outer
             if self.store.closed or not self.store.handle.ours:
                 raise self.store.unavailable(operation)
             operation.enter_now()
             self._operation = operation
             self._fiber = None
+        return operation
+
+    def _new_operation(self) -> Operation:
+        operation: Operation = self._function._operation(self._given, self._fiber)
         return operation
 
     @property
@@ -98,6 +102,49 @@ class HostCall:
         outcome, self.outcome = self.outcome, None
         assert outcome is not None
         return outcome
+
+
+class StackCall(HostCall):
+    """
+    The same for a call on its thread's own stack, inside of *outer*, if that is not None.
+
+    It is never put into the context: what runs on the thread meanwhile runs on its behalf, which
+    `innermost` tells.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, function: Any, outer: HostCall | None) -> None:
+        self.active = True
+        self._operation = None
+        self._function, self._given, self._fiber = function, (), None
+        self.store, self.outer = function._store, outer
+        self.outcome = None
+
+    def _new_operation(self) -> Operation:
+        from .operation import Standing
+
+        return Standing(self.store, self._function._name)
+
+    def check(self) -> None:
+        """Raise BusyResourceError if a host function has left something behind on top of it."""
+        if self._operation is not None and self._operation.occupied:
+            raise self.store.busy()
+
+    def over(self) -> None:
+        """Note that the call is over."""
+        self.active = False
+        if self._operation is not None:
+            self._operation.leave()
+
+
+def innermost() -> HostCall | None:
+    """Return the call on whose behalf runs what runs now, if there is one."""
+    call = current.get()
+    if speedups is None:
+        return call
+    found: HostCall | None = speedups.innermost(call)
+    return found
 
 
 @coroutine
@@ -122,4 +169,4 @@ def resumed(started: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator[
 
 current: ContextVar[HostCall | None] = ContextVar("asyncwasm_host_call", default=None)
 if speedups is not None:
-    speedups.bind_calls(current, HostCall, resumed)
+    speedups.bind_calls(current, HostCall, StackCall, resumed)

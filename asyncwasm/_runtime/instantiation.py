@@ -10,7 +10,8 @@ from .. import _log
 from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
 from .._ffi.fiber import DONE, Fiber, State
-from .._ffi.linking import Linker, instantiate_directly
+from .._ffi.handles import Handle
+from .._ffi.linking import Linker, instantiate_directly, instantiate_linked
 from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
 from .host import HostFunction
@@ -111,20 +112,24 @@ class Instantiation(Operation):
         """
         Instantiate without taking turns; there is no start function, and nobody else in the store.
 
-        So no import is called, and nothing can run long: it takes one poll.
+        So no import is called, and nothing can run long: it takes one step, or one poll.
         """
         store = self.store
         with store.entered():
             handle = store.opened()
-            fiber = self.start()
-            try:
-                while not fiber.poll(False):
-                    pass
-                trap, error = fiber.outcome()
-                self._instance = fiber.payload(16)
-            finally:
-                self.fiber = None
-                fiber.delete()
+            linked = self._linked()
+            if linked is not None and store.direct and not handle.waitable:
+                error, trap, self._instance = instantiate_linked(handle, linked[1])
+            else:
+                fiber = self._begin(linked)
+                try:
+                    while not fiber.poll(False):
+                        pass
+                    trap, error = fiber.outcome()
+                    self._instance = fiber.payload(16)
+                finally:
+                    self.fiber = None
+                    fiber.delete()
         if handle.pending:
             handle.close()
         if trap or error:
@@ -132,39 +137,56 @@ class Instantiation(Operation):
         return self.result()
 
     def start(self) -> Fiber:
-        store, artifact = self.store, self._artifact
-        native = artifact.native(store.variant)
-        fiber = Fiber(store.handle, 16)
-        hosts = [each for each in self._definitions if isinstance(each, HostFunction)]
-        if store.hosts or len(hosts) != len(self._definitions):
+        return self._begin(self._linked())
+
+    def _begin(self, linked: tuple[Handle, Handle] | None) -> Fiber:
+        store = self.store
+        fiber = self.fiber = Fiber(store.handle, 16)
+        if linked is not None:
+            fiber.start_linked_instantiation(linked[1].pointer, linked)
+        else:
+            native = self._artifact.native(store.variant)
             linker = self._linker()
             fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
-        else:
-            link = artifact.links.get(store.variant)
-            if link is None or link[0] is not native:
-                link = artifact.links[store.variant] = native, self._linker().link(native)
-            else:
-                for host in hosts:
-                    store.add_host(host)
-            fiber.start_linked_instantiation(link[1].pointer, link)
-        self.fiber = fiber
+        if self._artifact.info.start is not None:
+            store.make_waitable()
         return fiber
+
+    def _linked(self) -> tuple[Handle, Handle] | None:
+        """
+        Return the code, and the same linked with its imports, which are known to the store then.
+
+        None if it cannot be shared: unless they are host functions, numbered from 0.
+        """
+        store, artifact = self.store, self._artifact
+        hosts = [each for each in self._definitions if isinstance(each, HostFunction)]
+        if store.hosts or len(hosts) != len(self._definitions):
+            return None
+        native = artifact.native(store.variant)
+        linked = artifact.links.get(store.variant)
+        if linked is None or linked[0] is not native:
+            linked = artifact.links[store.variant] = native, self._linker().link(native)
+        else:
+            for host in hosts:
+                store.add_host(host)
+        return linked
 
     def _linker(self) -> Linker:
         store, artifact = self.store, self._artifact
         types = artifact.function_types(store.variant)
-        linker = Linker(store.handle)
+        linker = Linker(store.handle.engine)
         for index, definition in enumerate(self._definitions):
             declared = artifact.info.imports[index]
             module, name = (
                 ("", str(index)) if artifact.renamed else (declared.module, declared.name)
             )
             if isinstance(definition, Extern):
-                linker.define(module, name, definition)
+                linker.define(module, name, store.handle, definition)
             else:
                 native_type = types[index]
                 assert native_type is not None
-                linker.define_host(module, name, native_type, store.add_host(definition))
+                number, plain = store.add_host(definition), definition.plain is not None
+                linker.define_host(module, name, native_type, number, plain=plain)
         return linker
 
     def outcome(self) -> None:

@@ -34,7 +34,7 @@ from .._ffi.fiber import (
     make_sure_of_room,
 )
 from .._ffi.handles import StoreHandle
-from .hostcall import current
+from .hostcall import innermost
 
 if TYPE_CHECKING:
     from .host import HostFunction
@@ -173,7 +173,7 @@ class Operation:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.outer = current.get()  # who has started it
+        self.outer = innermost()  # who has started it
         self._children: Lane | None = None
         self.lane: Lane | None = None
         self.fiber: Fiber | None = None
@@ -181,6 +181,8 @@ class Operation:
         self.loop: Loop | None = None  # that it cannot go on without
         self.ends: float | None = None  # when it must have finished, if it is synchronous
         self.interrupted: InterruptReason | None = None
+
+    stands = False  # whether it is that of a call on its thread's own stack
 
     @property
     def children(self) -> Lane:
@@ -399,6 +401,8 @@ class Operation:
         # The request is on the guest's stack, which goes away when the store is closed.
         with self.store.entered(self):
             self.store.opened(self)
+            if host.plain is not None:
+                return self.fiber.request.unpack_raw(row)
             if row.numeric:
                 return self.fiber.request.unpack(row)
             return self.store.references.read_row(len(row.types), self.fiber.request.arguments)
@@ -416,8 +420,11 @@ class Operation:
         if row.types:
             values = host.result_values(value)
             if row.numeric:
-                packed = bytearray(row.val_bytes)
-                row.pack(packed, 0, values)
+                if host.plain is not None:
+                    packed = row.packed_raw(values)
+                else:
+                    packed = bytearray(row.val_bytes)
+                    row.pack(packed, 0, values)
                 with self.store.entered(self):
                     self.store.opened(self)
                     self.fiber.request.write(packed)
@@ -445,16 +452,10 @@ class Operation:
         """Raise *exc* in the guest, as the answer to its request; here, if that cannot be done."""
         assert self.fiber is not None and self.fiber.request is not None
         request = self.fiber.request
-        meet = getattr(exc, "_meet", None)
-        if meet is not None:
-            meet(self.store)
+        self.store.meet(exc)
 
         def throw() -> None:
-            try:
-                trap = self.store.throw(exc)
-            except Exception:  # no room for it: the caller gets it past the guest
-                raise exc from None
-            request.fail(trap)
+            request.fail(self.store.throw(exc))
 
         self._on_resuming(throw)
         self.fiber.resume()
@@ -568,6 +569,26 @@ class Call(Operation):
             return None
         count = len(self._parameters.types) + len(self._results.types)
         return fiber.address + ARGUMENTS, count
+
+    def describe(self) -> str:
+        return f"function {self._name!r}"
+
+
+class Standing(Operation):
+    """
+    What a call on its thread's own stack becomes once an import of it has started something.
+
+    It has the room, so that whatever that is runs on top of it; there is nothing to poll.
+    """
+
+    __slots__ = ("_name",)
+
+    stands = True
+
+    def __init__(self, store: Store, name: str) -> None:
+        super().__init__(store)
+        self._name = name
+        self.begun = True
 
     def describe(self) -> str:
         return f"function {self._name!r}"

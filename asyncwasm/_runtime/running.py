@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._errors import SuspendError, Trap
+from .._errors import Trap
 from .._ffi.fiber import DONE, IMPORT, State
 from .hostcall import HostCall, current
 from .operation import Operation
@@ -64,11 +64,7 @@ def _call_host(operation: Operation) -> None:
     token = current.set(call)
     try:
         if host.suspending:
-            raise SuspendError(
-                f"{host.name} suspends, and was reached from a synchronous call; "
-                "await the export with call_async, or use `await asyncwasm.instantiate(...)` "
-                "if it was the start function"
-            )
+            raise host.reached()
         value = host.checked(host.callable(*operation.arguments()))
         call.active = False
         operation.answer(value)

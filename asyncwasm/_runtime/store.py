@@ -24,12 +24,11 @@ import anyio
 from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
 from .._ffi import errors, externs
 from .._ffi.accelerator import speedups
-from .._ffi.direct import plain_host
 from .._ffi.externs import Extern, Root
 from .._ffi.fiber import Fiber, abandon
 from .._ffi.handles import FAR, NEAR, Handle, StoreHandle
 from .._ffi.library import lib
-from .._ffi.linking import Linker
+from .._ffi.linking import Linker, make_waiter
 from .._ffi.references import References, drain, pending_drops, unroot
 from .._ffi.scope import new_scope_function, root_scope
 from .._ffi.types import function_type as native_function_type
@@ -38,7 +37,7 @@ from .artifact import Artifact, Variant
 from .config import Limits
 from .engine import Engine, default_engine
 from .host import HostFunction
-from .hostcall import HostCall, current
+from .hostcall import HostCall, innermost
 from .known import Known, OnDemand
 from .operation import Lane, Operation
 
@@ -91,6 +90,8 @@ class Store:
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         if sync_deadline_seconds is not None:
             _check_seconds(sync_deadline_seconds)
+            if speedups is not None:
+                speedups.note_deadlines()
         self._sync_deadline_seconds = sync_deadline_seconds
         self._interleave = bool(interleave)
         self._setup(engine, limits)
@@ -121,6 +122,7 @@ class Store:
     _scope: tuple[int, int] | None = None  # a function, see `root_scope`
     _raised = False  # whether a Python exception has come out of a guest
     _disturbed = False
+    _foreign = False  # whether a host function is not plain
     known = Known()  # by native name; functions by what they are. Stays empty: see `remember`
     hosts: list[HostFunction] = _NONE
 
@@ -274,6 +276,7 @@ class Store:
                     engine.native(variant),
                     FAR,
                     _UNLIMITED_NATIVE if limits is _UNLIMITED else _native(limits),
+                    engine.direct_stack_bytes,
                 )
                 if fuel:
                     lib.wasmtime_context_set_fuel(handle.context, self._fuel)
@@ -309,10 +312,7 @@ class Store:
             self._disturbed
             or self._closed
             or self._alive()
-            or (
-                handle is not None
-                and (handle.lock.locked() or not handle.ours or _alive(handle.handed))
-            )
+            or (handle is not None and (handle.lock.locked() or not handle.ours or _begun(handle)))
         )
 
     def disturb(self) -> None:
@@ -376,6 +376,8 @@ class Store:
         handle = self.handle
         if artifact.holds_references:
             handle.guarded = True
+            if self.hosts:
+                handle.detour = True
         if artifact.shares_memory:
             handle.waits = True
 
@@ -403,7 +405,10 @@ class Store:
             if each is not newest and each.fiber is not None and each.fiber.future
         ]
         if not suspended:
-            if _alive(handle.handed):  # on another thread, and nobody polls it right now
+            # On another thread, and nobody polls it right now.
+            if _alive(handle.handed) or (
+                handle.standing and handle.handed_by != threading.get_ident()
+            ):
                 raise anyio.BusyResourceError("making a reference while a guest runs in this store")
             action()
             return
@@ -420,10 +425,10 @@ class Store:
         It runs host functions for a short time: return False if it takes longer than that.
         """
         handle = self._native
-        if handle is None or not _alive(handle.handed):
+        if handle is None or not _begun(handle):
             return True
         end = perf_counter() + HANDED_SECONDS
-        while _alive(handle.handed) and handle.handed_by != threading.get_ident():
+        while _begun(handle) and handle.handed_by != threading.get_ident():
             if perf_counter() > end:
                 return False
             sleep(PAUSE_SECONDS)
@@ -459,7 +464,7 @@ class Store:
 
     def check_turn(self) -> None:
         """Raise BusyResourceError unless the caller may run something right now."""
-        lane = self.lane(current.get())
+        lane = self.lane(innermost())
         if lane is not None and lane.clear() is not None:
             raise self.busy()
 
@@ -480,6 +485,12 @@ class Store:
                 else:  # a signal handler has torn its call apart before it went on
                     abandon(handed)
             handle.handed = None
+        if handle is not None and handle.standing and not operation.stands:
+            if not self.outwait():
+                raise self.unavailable(operation)
+            known = speedups.stack_call(handle)
+            if known is not None:  # its host function is what starts this one
+                known.operation  # noqa: B018  # is made, and takes the room
         self._operations[operation] = None
         if handle is not None:
             handle.detour = True
@@ -516,13 +527,14 @@ class Store:
         handle = self._native
         assert handle is not None
         handle.begin_yielding()
+        self.make_waitable()
         if not handle.near:
             handle.set_deadline(NEAR)
         ticker = self.engine.ticker
         ticker.need()
         if ticker.stride != self._stride:
             self._stride = ticker.stride
-            lib.wasmtime_context_epoch_deadline_async_yield_and_update(handle.context, self._stride)
+            handle.stride = self._stride
 
     def goes_on_ticking(self) -> bool:
         """Keep the clock ticking for a fiber that was prepared; False if that has to be done anew."""
@@ -565,8 +577,21 @@ class Store:
 
     @property
     def direct(self) -> bool:
-        """Whether guests may run on the calling thread's own stack: they reach no host function."""
-        return not self.hosts and self.engine.fits_threads
+        """
+        Whether guests may run on the calling thread's own stack.
+
+        If they reach host functions, those have to be plain; the collector has to find no
+        references on a stack that another thread does not see; and deadlines are not watched there.
+        """
+        return self.engine.fits_threads and not (
+            self.hosts
+            and (
+                self._foreign
+                or speedups is None
+                or self.handle.guarded
+                or self._sync_deadline_seconds is not None
+            )
+        )
 
     @property
     def asynchronous(self) -> bool:
@@ -591,12 +616,16 @@ class Store:
             fiber.delete()
             if values is not None:
                 unroot(*values)
-            if self._raised and not handle.futures:
-                # Else its traceback would keep frames and locals until the collector runs.
-                self._raised = False
-                self.references.collect()
+            self._let_go(handle)
         if handle.pending:
             handle.close()
+
+    def _let_go(self, handle: StoreHandle) -> None:
+        """Let go of exceptions that have come out of guests. The caller is inside."""
+        if self._raised and not handle.futures:
+            # Else its traceback would keep frames and locals until the collector runs.
+            self._raised = False
+            self.references.collect()
 
     def _forget(self, handle: StoreHandle, trap: int, error: int) -> None:
         """Let go of what a fiber has ended with, if nobody has asked for it. The caller is inside."""
@@ -615,18 +644,36 @@ class Store:
 
     # host functions
 
+    def make_waitable(self) -> None:
+        """Prepare for plain host functions that are called on fibers. The caller is inside."""
+        handle = self.handle
+        if handle.hosted and not handle.waitable:
+            make_waiter(handle)
+
+    def be_waitable(self) -> None:
+        """Do that now, unless somebody is inside. Not from inside."""
+        handle = self.handle
+        if handle.hosted and not handle.waitable and not handle.lock.locked():
+            with handle.lock:
+                if handle.open and handle.ours:
+                    self.make_waitable()
+
     def add_host(self, host: HostFunction) -> int:
         """Give *host* a number."""
         if not self.hosts:
             self.hosts = []
         self.hosts.append(host)
-        self.plain_hosts.append(
-            plain_host(host.callable, host.parameters, host.results, host.suspending)
-        )
+        self.plain_hosts.append(host.plain)
         handle = self.handle
-        handle.detour = True
+        if host.plain is None:
+            self._foreign = True
         if speedups is None:
             handle.quick = False
+        elif not handle.hosted:
+            handle.clock = self.engine.ticker.clock
+            handle.hosted = True
+        if not self.direct:
+            handle.detour = True
         return len(self.hosts) - 1
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
@@ -634,9 +681,10 @@ class Store:
         with self._bind_lock, self.entered():
             handle = self.opened()
             native: Handle = native_function_type(handle.engine, type)
-            linker = Linker(handle)
-            linker.define_host("", "", native, self.add_host(host))
-            return linker.get("", "").raw
+            linker = Linker(handle.engine)
+            plain = host.plain is not None
+            linker.define_host("", "", native, self.add_host(host), plain=plain)
+            return linker.get("", "", handle).raw
 
     # functions as references; the classes live above, and say here how they are made
 
@@ -675,8 +723,31 @@ class Store:
             self._python_tag = externs.new_tag(self.handle, _PYTHON_TAG_TYPE)
         return self._python_tag
 
+    def meet(self, exc: Exception) -> None:
+        """Let *exc*, which is about to be thrown in here, bind what it holds. Not from inside."""
+        meet = getattr(exc, "_meet", None)
+        if meet is not None:
+            meet(self)
+
+    def throw_from_host(self, exc: Exception) -> int:
+        """Do that for a guest that waits on this thread's own stack. Not from inside."""
+        self.meet(exc)
+        with self.entered():
+            self.opened()
+            return self.throw(exc)
+
     def throw(self, exc: Exception) -> int:
-        """Make *exc* pending as a wasm exception, and return the trap. The caller is inside."""
+        """
+        Make *exc* pending as a wasm exception, and return the trap. The caller is inside.
+
+        If there is no room for it, it is raised here: the caller gets it past the guest.
+        """
+        try:
+            return self._throw(exc)
+        except Exception:
+            raise exc from None
+
+    def _throw(self, exc: Exception) -> int:
         thrower = getattr(exc, "_throw_in", None)
         if thrower is not None:
             tagged: int | None = thrower(self)
@@ -711,6 +782,16 @@ class Store:
         if "type mismatch" in text.message or "argument" in text.message:
             return TypeError(f"{what}: {text.message}")
         return self._noticed(Trap(text.message, None, text.frames), what)
+
+    def failure_on_stack(self, error: int, trap: int, what: str) -> BaseException:
+        """Return the exception for what a call on a thread's own stack failed with."""
+        exc = self.failure(error, trap, what)
+        if self._raised:
+            with self.entered():
+                self._let_go(self.opened())
+            if pending_drops():
+                drain()
+        return exc
 
     def _noticed(self, exc: Trap, what: str) -> Trap:
         from .. import _log
@@ -748,6 +829,11 @@ class Store:
 
 def _alive(reference: weakref.ref[Any] | None) -> bool:
     return reference is not None and reference() is not None
+
+
+def _begun(handle: StoreHandle) -> bool:
+    """Return whether there is a call in the store of which nobody knows yet."""
+    return bool(handle.standing) or _alive(handle.handed)
 
 
 def _check_seconds(seconds: float) -> None:

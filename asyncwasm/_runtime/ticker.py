@@ -60,6 +60,11 @@ class Ticker:
         if clock.manual:
             self._pass_one()
 
+    def start(self) -> None:
+        """Tick from now on, unless somebody does by hand; not any longer than `need` says."""
+        if self.clock.parked and not self.clock.manual:
+            self.need()
+
     def hold(self, owner: object) -> None:
         """Tick until *owner* says `release`, for a call that cannot say `need` again."""
         with self._lock:
