@@ -60,7 +60,7 @@ class PoolStatistics:
 class _Plan:
     """How the pool makes an instance, until its module is replaced."""
 
-    __slots__ = ("_factory", "_template", "alone", "module", "pooled")
+    __slots__ = ("_factory", "_template", "hosts", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any) -> None:
         if not isinstance(module, Module):
@@ -73,7 +73,12 @@ class _Plan:
             self._factory = imports
         else:
             self._template = Template(module, imports)
-        self.alone = self._factory is None and module._artifact.stands_alone
+        # Those that a new instance needs and that take no time, None if it needs anything else.
+        self.hosts = (
+            self._template.hosts
+            if self._template is not None and module._artifact.stands_alone
+            else None
+        )
 
     def prepare(self, store: Store) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""
@@ -430,11 +435,11 @@ class InstancePool:
 
     def _make_alone(self, plan: _Plan) -> _Entry | None:
         """Make an instance that takes no time, None if it would, or there is no room in the pool."""
-        if not plan.alone:
+        if plan.hosts is None:
             return None
         store = Store._lean(plan.module.engine, self._limits, plan.pooled)
         try:
-            instance = Instance._alone(plan.module, store)
+            instance = Instance._alone(plan.module, store, plan.hosts)
         except RangeError:
             instance = None  # it is found out the long way what it is about
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -12,6 +12,7 @@ from .._ffi import externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export, exported_function
 from .._runtime.config import Limits
+from .._runtime.host import HostFunction
 from .._runtime.instantiation import Instantiation, instantiate_now
 from .._runtime.running import run
 from .._runtime.store import Store
@@ -116,19 +117,30 @@ class Template:
         LinkError: If an import is missing, has the wrong type, or belongs to one store.
     """
 
-    __slots__ = ("module", "values")
+    __slots__ = ("hosts", "module", "values")
 
     def __init__(self, module: Module, imports: Any) -> None:
         artifact = module._artifact
         read = read_imports(artifact, module._provided, imports)
         self.module = module
         self.values = for_many_stores(artifact, read)
+        # What there is to define, if that is nothing but plain host functions.
+        self.hosts = plain_hosts(self.values)
+
+
+_NONE: Sequence[Any] = ()
+
+
+def plain_hosts(definitions: Sequence[Any]) -> list[HostFunction] | None:
+    """Return the definitions if all of them are host functions that a thread's own stack can run."""
+    hosts = [each for each in definitions if isinstance(each, HostFunction) and each.plain]
+    return hosts if len(hosts) == len(definitions) else None
 
 
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
-    __slots__ = ("_operation", "module", "owned", "shared", "store")
+    __slots__ = ("_definitions", "_operation", "module", "owned", "shared", "store")
 
     def __init__(
         self,
@@ -150,37 +162,27 @@ class Preparation:
         self.module = module
         self.store, self.owned = choose_store(artifact, values, explicit, limits)
         self._operation: Instantiation | None = None
-        self.shared = False
-        if values:
-            self.shared = any(isinstance(value, StoreObject) for value in values)
-            self._operation = Instantiation(
-                self.store,
-                artifact,
-                definitions(artifact, values, self.store),
-            )
+        self.shared = any(isinstance(value, StoreObject) for value in values)
+        self._definitions = definitions(artifact, values, self.store) if values else _NONE
 
     @property
     def operation(self) -> Instantiation:
         """The instantiation, where `now` does not do."""
         if self._operation is None:
-            self._operation = Instantiation(self.store, self.module._artifact, ())
+            self._operation = Instantiation(self.store, self.module._artifact, self._definitions)
         return self._operation
 
     @property
     def immediate(self) -> bool:
         """Whether nobody else knows the store, and nothing can run long or wait."""
-        return (
-            self.owned
-            and not self.shared
-            and self.module._artifact.info.start is None
-            and (self._operation is not None or self.store.direct)
-        )
+        return self.owned and not self.shared and self.module._artifact.info.start is None
 
     def now(self) -> bytes:
         """Instantiate what is `immediate`."""
-        if self._operation is not None:
-            return self._operation.at_once()
-        made = instantiate_now(self.store, self.module._artifact)
+        hosts = plain_hosts(self._definitions)
+        if hosts is None or not self.store.direct:
+            return self.operation.at_once()
+        made = instantiate_now(self.store, self.module._artifact, hosts)
         if isinstance(made, bytes):
             return made
         raise self.operation.failed(*made)
@@ -262,9 +264,11 @@ class Instance:
         return self
 
     @classmethod
-    def _alone(cls, module: Module, store: Store) -> Instance | None:
+    def _alone(cls, module: Module, store: Store, hosts: Sequence[HostFunction]) -> Instance | None:
         """
         Instantiate *module*, which `stands_alone`, in *store*, which is new; None: it takes longer.
+
+        It imports *hosts*, which are plain, and nothing else.
 
         Raises:
             Trap: If a segment does not fit.
@@ -274,9 +278,9 @@ class Instance:
         store.bind(artifact.engine, artifact)
         if not (store.direct and artifact.has(store.variant)):
             return None
-        made = instantiate_now(store, artifact)
+        made = instantiate_now(store, artifact, hosts)
         if not isinstance(made, bytes):
-            raise Instantiation(store, artifact, ()).failed(*made)
+            raise Instantiation(store, artifact, hosts).failed(*made)
         self = cls.__new__(cls)
         self._setup(module, store, True, made)
         return self

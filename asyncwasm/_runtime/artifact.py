@@ -97,8 +97,8 @@ class Artifact:
 
     @cached_property
     def stands_alone(self) -> bool:
-        """Whether it imports nothing, and nothing that runs long or is shared comes with it."""
-        return not self.info.imports and self.info.start is None and not self.shares_memory
+        """Whether nothing that runs long or is shared comes with it, but what it imports."""
+        return self.info.start is None and not self.shares_memory
 
     @cached_property
     def shares_memory(self) -> bool:

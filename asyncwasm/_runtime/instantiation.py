@@ -28,26 +28,71 @@ _LIMITS = {
 }
 
 
-def instantiate_now(store: Store, artifact: Artifact) -> bytes | tuple[int, int]:
+def instantiate_now(
+    store: Store, artifact: Artifact, hosts: Sequence[HostFunction] = ()
+) -> bytes | tuple[int, int]:
     """
-    Instantiate what imports nothing and has no start function: nothing can run long or wait.
+    Instantiate what has no start function, and imports only *hosts*, which are plain, in a new store.
+
+    Nothing can run long or wait, nobody else has met the store, and no stack is needed.
 
     Returns:
         The instance, or the error and the trap it has failed with.
     """
     started = perf_counter()
-    native = artifact.native(store.variant)
     handle = store.handle
-    with handle.lock:  # nobody else has met the store
+    with handle.lock:
         store.opened()
         store.admit(artifact)
-        error, trap, instance = instantiate_directly(handle, native, ())
+        if hosts:
+            error, trap, instance = instantiate_linked(handle, _linked(store, artifact, hosts)[1])
+        else:
+            native = artifact.native(store.variant)
+            error, trap, instance = instantiate_directly(handle, native, ())
     if handle.pending:
         handle.close()
     if error or trap:
         return error, trap
     _created(artifact, started)
     return instance
+
+
+def _linked(
+    store: Store, artifact: Artifact, hosts: Sequence[HostFunction]
+) -> tuple[Handle, Handle]:
+    """
+    Return the code, and the same linked with its imports: *hosts*, which are given to the store.
+
+    It is the same for every store that has had none, in which they are numbered from 0.
+    """
+    native = artifact.native(store.variant)
+    linked = artifact.links.get(store.variant)
+    store.add_hosts(hosts)
+    if linked is None or linked[0] is not native:
+        linker = Linker(store.handle.engine)
+        for number, host in enumerate(hosts):
+            _define(linker, store, artifact, number, host, number)
+        linked = artifact.links[store.variant] = native, linker.link(native)
+    return linked
+
+
+def _define(
+    linker: Linker,
+    store: Store,
+    artifact: Artifact,
+    index: int,
+    definition: Extern | HostFunction,
+    number: int,
+) -> None:
+    """Define import *index*, with the *number* that it has if it is a host function."""
+    declared = artifact.info.imports[index]
+    module, name = ("", str(index)) if artifact.renamed else (declared.module, declared.name)
+    if isinstance(definition, Extern):
+        linker.define(module, name, store.handle, definition)
+        return
+    type = artifact.function_types(store.variant)[index]
+    assert type is not None
+    linker.define_host(module, name, type, number, plain=definition.plain is not None)
 
 
 def _created(artifact: Artifact, started: float) -> None:
@@ -112,24 +157,20 @@ class Instantiation(Operation):
         """
         Instantiate without taking turns; there is no start function, and nobody else in the store.
 
-        So no import is called, and nothing can run long: it takes one step, or one poll.
+        So no import is called, and nothing can run long: it takes one poll.
         """
         store = self.store
         with store.entered():
             handle = store.opened()
-            linked = self._linked()
-            if linked is not None and store.direct and not handle.waitable:
-                error, trap, self._instance = instantiate_linked(handle, linked[1])
-            else:
-                fiber = self._begin(linked)
-                try:
-                    while not fiber.poll(False):
-                        pass
-                    trap, error = fiber.outcome()
-                    self._instance = fiber.payload(16)
-                finally:
-                    self.fiber = None
-                    fiber.delete()
+            fiber = self.start()
+            try:
+                while not fiber.poll(False):
+                    pass
+                trap, error = fiber.outcome()
+                self._instance = fiber.payload(16)
+            finally:
+                self.fiber = None
+                fiber.delete()
         if handle.pending:
             handle.close()
         if trap or error:
@@ -137,57 +178,24 @@ class Instantiation(Operation):
         return self.result()
 
     def start(self) -> Fiber:
-        return self._begin(self._linked())
-
-    def _begin(self, linked: tuple[Handle, Handle] | None) -> Fiber:
-        store = self.store
-        fiber = self.fiber = Fiber(store.handle, 16)
-        if linked is not None:
-            fiber.start_linked_instantiation(linked[1].pointer, linked)
-        else:
-            native = self._artifact.native(store.variant)
-            linker = self._linker()
-            fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
-        if self._artifact.info.start is not None:
-            store.make_waitable()
-        return fiber
-
-    def _linked(self) -> tuple[Handle, Handle] | None:
-        """
-        Return the code, and the same linked with its imports, which are known to the store then.
-
-        None if it cannot be shared: unless they are host functions, numbered from 0.
-        """
         store, artifact = self.store, self._artifact
         hosts = [each for each in self._definitions if isinstance(each, HostFunction)]
-        if store.hosts or len(hosts) != len(self._definitions):
-            return None
-        native = artifact.native(store.variant)
-        linked = artifact.links.get(store.variant)
-        if linked is None or linked[0] is not native:
-            linked = artifact.links[store.variant] = native, self._linker().link(native)
+        fiber = self.fiber = Fiber(store.handle, 16)
+        if not store.hosts and len(hosts) == len(self._definitions):
+            linked = _linked(store, artifact, hosts)
+            fiber.start_linked_instantiation(linked[1].pointer, linked)
         else:
-            for host in hosts:
-                store.add_host(host)
-        return linked
-
-    def _linker(self) -> Linker:
-        store, artifact = self.store, self._artifact
-        types = artifact.function_types(store.variant)
-        linker = Linker(store.handle.engine)
-        for index, definition in enumerate(self._definitions):
-            declared = artifact.info.imports[index]
-            module, name = (
-                ("", str(index)) if artifact.renamed else (declared.module, declared.name)
-            )
-            if isinstance(definition, Extern):
-                linker.define(module, name, store.handle, definition)
-            else:
-                native_type = types[index]
-                assert native_type is not None
-                number, plain = store.add_host(definition), definition.plain is not None
-                linker.define_host(module, name, native_type, number, plain=plain)
-        return linker
+            number = store.add_hosts(hosts)
+            linker = Linker(store.handle.engine)
+            for index, definition in enumerate(self._definitions):
+                _define(linker, store, artifact, index, definition, number)
+                if not isinstance(definition, Extern):
+                    number += 1
+            native = artifact.native(store.variant)
+            fiber.start_instantiation(linker.pointer, native.pointer, (linker, native))
+        if artifact.info.start is not None:
+            store.make_waitable()
+        return fiber
 
     def outcome(self) -> None:
         assert self.fiber is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from time import perf_counter, sleep
@@ -658,14 +658,14 @@ class Store:
                 if handle.open and handle.ours:
                     self.make_waitable()
 
-    def add_host(self, host: HostFunction) -> int:
-        """Give *host* a number."""
-        if not self.hosts:
-            self.hosts = []
-        self.hosts.append(host)
-        self.plain_hosts.append(host.plain)
+    def add_hosts(self, hosts: Sequence[HostFunction]) -> int:
+        """Give *hosts* numbers, and return the first one's."""
+        first = len(self.hosts)
+        self.hosts = [*self.hosts, *hosts]
+        plain = [host.plain for host in hosts]
+        self.plain_hosts.extend(plain)
         handle = self.handle
-        if host.plain is None:
+        if None in plain:
             self._foreign = True
         if speedups is None:
             handle.quick = False
@@ -674,7 +674,7 @@ class Store:
             handle.hosted = True
         if not self.direct:
             handle.detour = True
-        return len(self.hosts) - 1
+        return first
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
         """Make *host* a function of the store, and return it raw."""
@@ -683,7 +683,7 @@ class Store:
             native: Handle = native_function_type(handle.engine, type)
             linker = Linker(handle.engine)
             plain = host.plain is not None
-            linker.define_host("", "", native, self.add_host(host), plain=plain)
+            linker.define_host("", "", native, self.add_hosts([host]), plain=plain)
             return linker.get("", "", handle).raw
 
     # functions as references; the classes live above, and say here how they are made
