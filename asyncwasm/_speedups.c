@@ -804,7 +804,7 @@ raise_made(PyObject *exc)
 
 typedef struct {
     PyObject_HEAD
-    bool needed, parked;
+    bool alert, needed, parked, wanted;
     int manual;
     unsigned long long ticks;
 } Clock;
@@ -870,10 +870,12 @@ static PyMethodDef Clock_methods[] = {
 };
 
 static PyMemberDef Clock_members[] = {
+    {"alert", T_BOOL, offsetof(Clock, alert), 0, NULL},
     {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
     {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
     {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
     {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
+    {"wanted", T_BOOL, offsetof(Clock, wanted), 0, NULL},
     {NULL},
 };
 
@@ -1660,15 +1662,17 @@ static PyTypeObject Fiber_Type = {
 /*
  * ---- Direct: what is called on this thread's own stack, unchecked ----
  *
- * The base of exported functions. Until it is opened, and where an argument or the store needs
- * more care, its `_detour` is called with the arguments instead. `_failed` makes the exception of
- * an error and a trap pointer; `_held` is told about calls longer than it was opened with.
+ * The base of exported functions. Where an argument or the store needs more care, or if it was not
+ * made for one, its `_detour` is called with the arguments instead. `_failed` makes the exception
+ * of an error and a trap pointer; `_held` is told about calls longer than it was made with.
  */
 
 typedef struct {
     Callee callee;
     double hold_seconds;
     PyObject *hosts; /* the list of the store's, or NULL: not looked up yet */
+    /* what Python knows of it, here because most functions are made, called once, and forgotten */
+    PyObject *external, *name, *quick, *shape, *store;
 } Direct;
 
 /*
@@ -1688,7 +1692,8 @@ struct Activation {
     PyObject *raised;
 };
 
-#define SIGNAL_TICKS 50 /* after which a guest on a thread's own stack looks for signals */
+/* After which a guest on a thread's own stack looks for signals; less than the ticker's rest. */
+#define SIGNAL_TICKS 40
 
 /* Come out of the store, and take the GIL. */
 static void
@@ -1936,7 +1941,7 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
         begin_yielding(gate);
         gate->near = false;
         api.set_deadline(gate->context, SIGNAL_TICKS);
-        ((Clock *)gate->clock)->needed = true;
+        ((Clock *)gate->clock)->wanted = true;
         own.outer = running;
         running = &own;
     }
@@ -1989,7 +1994,7 @@ can_host(const Direct *self)
 {
     const Gate *gate = self->callee.gate;
     const Clock *clock = (const Clock *)gate->clock;
-    if (self->hosts == NULL || deadlines || (clock->parked && !clock->manual)) {
+    if (self->hosts == NULL || deadlines || !(clock->alert || clock->manual)) {
         return false;
     }
     /* See greenlets_switch in direct.py. */
@@ -2059,7 +2064,7 @@ Direct_through(Direct *self, PyObject *given)
     if (gate == NULL || !PyTuple_CheckExact(given) ||
         PyTuple_GET_SIZE(given) != callee->signature.parameters ||
         (gate->hosted && (self->hosts == NULL || gate->clock == NULL))) {
-        PyErr_SetString(PyExc_TypeError, "_through(converted values), once it is open");
+        PyErr_SetString(PyExc_TypeError, "_through(converted values), of one in a store");
         return NULL;
     }
     Py_ssize_t count = PyTuple_GET_SIZE(given), results = callee->signature.results;
@@ -2101,29 +2106,67 @@ Direct_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _open(gate, function, parameters, results, hold_seconds) */
+/*
+ * _new(gate, (function), parameters, results, hold_seconds, store, shape, name): one of a store
+ */
 static PyObject *
-Direct_open(Direct *self, PyObject *const *args, Py_ssize_t count)
+Direct_make(PyObject *type, PyObject *const *args, Py_ssize_t count)
 {
-    Callee *callee = &self->callee;
-    if (count != 5 || callee->gate != NULL || !PyObject_TypeCheck(args[0], &Gate_Type)) {
-        PyErr_SetString(PyExc_TypeError,
-                        "_open(gate, function, parameters, results, hold_seconds), once");
+    if (count != 8 || !PyObject_TypeCheck(args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "_new(gate, function, parameters, results, hold_seconds, "
+                                         "store, shape, name)");
         return NULL;
     }
-    if (!take_callee(callee, args)) {
+    Direct *self = (Direct *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+    if (self == NULL) {
         return NULL;
     }
+    self->callee.vectorcall = Direct_vectorcall;
+    self->store = Py_NewRef(args[5]);
+    self->shape = Py_NewRef(args[6]);
+    self->name = Py_NewRef(args[7]);
     self->hold_seconds = PyFloat_AsDouble(args[4]);
-    if (self->hold_seconds == -1.0 && PyErr_Occurred()) {
+    if (!take_callee(&self->callee, args) || PyErr_Occurred()) {
+        Py_DECREF(self);
         return NULL;
     }
-    callee->gate = (Gate *)Py_NewRef(args[0]);
-    Py_RETURN_NONE;
+    self->callee.gate = (Gate *)Py_NewRef(args[0]);
+    return (PyObject *)self;
 }
 
+static PyObject *make_extern; /* of the two words of a function */
+
+static PyObject *
+Direct_get_extern(Direct *self, void *unused)
+{
+    const uint64_t *words = self->callee.function;
+    if (self->external == NULL && self->callee.gate != NULL) {
+        self->external = PyObject_CallFunction(make_extern, "((KK))", (unsigned long long)words[0],
+                                               (unsigned long long)words[1]);
+        if (self->external == NULL) {
+            return NULL;
+        }
+    }
+    return Py_NewRef(self->external == NULL ? Py_None : self->external);
+}
+
+static int
+Direct_set_extern(Direct *self, PyObject *value, void *unused)
+{
+    Py_XSETREF(self->external, value == NULL || value == Py_None ? NULL : Py_NewRef(value));
+    return 0;
+}
+
+static PyMemberDef Direct_members[] = {
+    {"_name", T_OBJECT, offsetof(Direct, name), 0, NULL},
+    {"_quick", T_OBJECT, offsetof(Direct, quick), 0, NULL},
+    {"_shape", T_OBJECT, offsetof(Direct, shape), 0, NULL},
+    {"_store", T_OBJECT, offsetof(Direct, store), 0, NULL},
+    {NULL},
+};
+
 static PyMethodDef Direct_methods[] = {
-    {"_open", (PyCFunction)(void (*)(void))Direct_open, METH_FASTCALL, NULL},
+    {"_new", (PyCFunction)(void (*)(void))Direct_make, METH_FASTCALL | METH_CLASS, NULL},
     {"_through", (PyCFunction)Direct_through, METH_O, NULL},
     {NULL},
 };
@@ -2148,6 +2191,7 @@ Direct_get_hosts(Direct *self, void *unused)
 }
 
 static PyGetSetDef Direct_getset[] = {
+    {"_extern", (getter)Direct_get_extern, (setter)Direct_set_extern, NULL, NULL},
     {"_hosts", (getter)Direct_get_hosts, (setter)Direct_set_hosts, NULL, NULL},
     {NULL},
 };
@@ -2156,7 +2200,19 @@ static int
 Direct_traverse(Direct *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->callee.gate);
+    Py_VISIT(self->external);
     Py_VISIT(self->hosts);
+    Py_VISIT(self->name);
+    Py_VISIT(self->quick);
+    Py_VISIT(self->shape);
+    Py_VISIT(self->store);
+    return 0;
+}
+
+static int
+Direct_clear(Direct *self)
+{
+    Py_CLEAR(self->quick);
     return 0;
 }
 
@@ -2165,7 +2221,12 @@ Direct_dealloc(Direct *self)
 {
     PyObject_GC_UnTrack(self);
     Py_CLEAR(self->callee.gate);
+    Py_CLEAR(self->external);
     Py_CLEAR(self->hosts);
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->quick);
+    Py_CLEAR(self->shape);
+    Py_CLEAR(self->store);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -2178,10 +2239,12 @@ static PyTypeObject Direct_Type = {
     .tp_new = Direct_new,
     .tp_dealloc = (destructor)Direct_dealloc,
     .tp_traverse = (traverseproc)Direct_traverse,
+    .tp_clear = (inquiry)Direct_clear,
     .tp_call = Direct_call,
     .tp_vectorcall_offset = offsetof(Callee, vectorcall),
     .tp_methods = Direct_methods,
     .tp_getset = Direct_getset,
+    .tp_members = Direct_members,
 };
 
 /* ---- instances: the steps of a short life, one call each ---- */
@@ -2286,19 +2349,33 @@ find_export(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return PyBytes_FromStringAndSize((const char *)found, EXTERN_BYTES);
 }
 
-/* The two words of a function, and of what they point to those that say which one it is. */
+/*
+ * (gate, instance, name): (the two words of a function), (its kind, and of what they point to those
+ * words that say which one it is); None if somebody is inside, or nobody can be.
+ */
 static PyObject *
 find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    unsigned char found[EXTERN_BYTES];
-    if (!look_up(args, count, found)) {
+    if (count != 3 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyBytes_CheckExact(args[1]) ||
+        !PyBytes_CheckExact(args[2]) || PyBytes_GET_SIZE(args[1]) != INSTANCE_BYTES) {
+        PyErr_SetString(PyExc_TypeError, "expected a gate, an instance and a name");
+        return NULL;
+    }
+    Gate *gate = (Gate *)args[0];
+    if (!is_free(gate) || !gate->open) {
+        Py_RETURN_NONE;
+    }
+    unsigned char found[EXTERN_BYTES] = {0};
+    if (!api.export_get(gate->context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
+                        (size_t)PyBytes_GET_SIZE(args[2]), found)) {
+        PyErr_SetObject(PyExc_KeyError, args[2]);
         return NULL;
     }
     uint64_t words[2];
     memcpy(words, found + 8, sizeof(words));
     const size_t *described = (const size_t *)(uintptr_t)words[1];
-    return Py_BuildValue("KKKK", (unsigned long long)words[0], (unsigned long long)words[1],
-                         (unsigned long long)described[0], (unsigned long long)described[3]);
+    return Py_BuildValue("(KK)(iKK)", (unsigned long long)words[0], (unsigned long long)words[1],
+                         0, (unsigned long long)described[0], (unsigned long long)described[3]);
 }
 
 /* ---- Quick: the first slice of an awaited call ---- */
@@ -2629,14 +2706,14 @@ static PyTypeObject Quick_Type = {
 
 /* ---- the module ---- */
 
-/* bind((addresses), done, import, yielded, answered, abandon) */
+/* bind((addresses), done, import, yielded, answered, abandon, maker of externs) */
 static PyObject *
 bind(PyObject *module, PyObject *args)
 {
-    PyObject *addresses, *done, *import, *yielded, *answered, *left;
+    PyObject *addresses, *done, *import, *yielded, *answered, *left, *maker;
     void *at[FUNCTIONS];
-    if (!PyArg_ParseTuple(args, "O!OOOOO", &PyTuple_Type, &addresses, &done, &import, &yielded,
-                          &answered, &left)) {
+    if (!PyArg_ParseTuple(args, "O!OOOOOO", &PyTuple_Type, &addresses, &done, &import, &yielded,
+                          &answered, &left, &maker)) {
         return NULL;
     }
     if (PyTuple_GET_SIZE(addresses) != (Py_ssize_t)(sizeof(at) / sizeof(at[0]))) {
@@ -2655,6 +2732,7 @@ bind(PyObject *module, PyObject *args)
     Py_XSETREF(state_yielded, Py_NewRef(yielded));
     Py_XSETREF(state_answered, Py_NewRef(answered));
     Py_XSETREF(abandoned, Py_NewRef(left));
+    Py_XSETREF(make_extern, Py_NewRef(maker));
     Py_RETURN_NONE;
 }
 

@@ -35,6 +35,7 @@ def bind() -> None:
     global _bound
     if _bound or speedups is None:
         return
+    from .externs import Extern
     from .fiber import ANSWERED, DONE, IMPORT, YIELDED, abandon
 
     names = (  # in the order in which the accelerator has them
@@ -57,7 +58,7 @@ def bind() -> None:
         "wasmtime_error_delete",
     )
     addresses = tuple(lib.address(name) for name in names)
-    speedups.bind(addresses, DONE, IMPORT, YIELDED, ANSWERED, abandon)
+    speedups.bind(addresses, DONE, IMPORT, YIELDED, ANSWERED, abandon, Extern.function)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=speedups.forked)
     _bound = True

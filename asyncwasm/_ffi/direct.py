@@ -18,6 +18,7 @@ from typing import Any
 
 from .accelerator import speedups
 from .codec import EXACT, RAW_BYTES, Row
+from .externs import Extern
 from .handles import FAR, StoreHandle
 from .library import lib
 
@@ -29,27 +30,37 @@ class _PureDirect:
     """
     A function that is called on this thread's own stack.
 
-    Until it is opened, and where an argument or the store needs more care, its `_detour` is called
-    with the arguments instead. `_failed` makes the exception of an error and a trap pointer;
-    `_held` is told about calls longer than it was opened with.
+    Where an argument or the store needs more care, or if it was not made for one, its `_detour` is
+    called with the arguments instead. `_failed` makes the exception of an error and a trap pointer;
+    `_held` is told about calls longer than it was made with.
     """
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_extern", "_name", "_quick", "_shape", "_store")
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         self = super().__new__(cls)
         self._call = cls._detour
         return self
 
-    def _open(
-        self,
+    @classmethod
+    def _new(
+        cls,
         handle: StoreHandle,
         function: tuple[int, int],
         parameters: Row,
         results: Row,
         hold_seconds: float,
-    ) -> None:
+        store: Any,
+        shape: Any,
+        name: str,
+    ) -> Any:
+        """Return one for a function of a store, with these attributes."""
+        self = cls.__new__(cls)
         self._call = _caller(handle, function, parameters, results, hold_seconds)
+        self._extern = Extern.function(function)
+        self._store, self._shape, self._name = store, shape, name
+        self._quick = None
+        return self
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(self, arguments)
@@ -79,7 +90,7 @@ Direct: type[_PureDirect] = _PureDirect if speedups is None else speedups.Direct
 
 
 def opening(parameters: Row, results: Row) -> tuple[Any, Any] | None:
-    """Return what `_open` takes for numeric types of a function, None if it is not to be opened."""
+    """Return what `_new` takes for numeric types of a function, None if it cannot be called so."""
     if speedups is None:
         return parameters, results
     if plain(parameters) and plain(results):

@@ -2,7 +2,7 @@
 Making an instance, and finding what it exports: the life of a short guest.
 
 Rule 1: addresses in, addresses out: each of these is one step in C where the accelerator is.
-Rule 2: the caller is in the store.
+Rule 2: the caller is in the store, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .accelerator import speedups
+from .handles import StoreHandle
 from .library import lib
 
 EXTERN_BYTES = 32
@@ -42,10 +43,17 @@ def _find_export(context: int, instance: bytes, name: bytes) -> bytes:
     return bytes(place)
 
 
-def _find_function(context: int, instance: bytes, name: bytes) -> tuple[int, int, int, int]:
-    first, second = _FUNCTION.unpack_from(_find_export(context, instance, name))
+def _find_function(
+    handle: StoreHandle, instance: bytes, name: bytes
+) -> tuple[tuple[int, int], tuple[int, int, int]] | None:
+    if handle.closing or not handle.ours or handle.lock.locked():
+        return None
+    with handle.lock:
+        if not handle.open:
+            return None
+        first, second = _FUNCTION.unpack_from(_find_export(handle.context, instance, name))
     words = _Words.from_address(second)
-    return first, second, words[0], words[3]
+    return (first, second), (0, words[0], words[3])
 
 
 def _instantiate_linked(context: int, linked: int) -> tuple[int, int, bytes]:
@@ -62,8 +70,11 @@ instantiate: Callable[[int, int, Sequence[Any]], tuple[int, int, bytes]] = _inst
 instantiate_linked: Callable[[int, int], tuple[int, int, bytes]] = _instantiate_linked
 # (context, instance, name): the extern
 find_export: Callable[[int, bytes, bytes], bytes] = _find_export
-# (context, instance, name): the two words of the function, and those that identify it
-find_function: Callable[[int, bytes, bytes], tuple[int, int, int, int]] = _find_function
+# (handle, instance, name): the two words of the function, and what identifies it; None if somebody
+# is in the store, which takes more care. The caller need not be.
+find_function: Callable[
+    [StoreHandle, bytes, bytes], tuple[tuple[int, int], tuple[int, int, int]] | None
+] = _find_function
 
 if speedups is not None:
     instantiate = speedups.instantiate

@@ -171,10 +171,13 @@ def instantiate_alone(handle: StoreHandle, module: Handle) -> bytes:
 
 def exported_function(
     handle: StoreHandle, instance: bytes, name: str
-) -> tuple[tuple[int, int], tuple[Any, ...]]:
-    """Return the function that *instance* exports as *name*, raw, and what identifies it."""
-    first, second, code, context = instances.find_function(handle.context, instance, name.encode())
-    return (first, second), (FUNCTION, code, context)
+) -> tuple[tuple[int, int], tuple[Any, ...]] | None:
+    """
+    Return the function that *instance* exports as *name*, raw, and what identifies it.
+
+    The caller need not be in the store; None if somebody is, or the store has been closed.
+    """
+    return instances.find_function(handle, instance, name.encode())
 
 
 def export(handle: StoreHandle, instance: bytes, name: str) -> Extern:

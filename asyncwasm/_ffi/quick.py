@@ -43,9 +43,11 @@ _turn = _Turn()
 class PureClock:
     """What a ticker and the calls it watches tell each other."""
 
-    __slots__ = ("manual", "needed", "parked", "ticks")
+    __slots__ = ("alert", "manual", "needed", "parked", "ticks", "wanted")
 
     def __init__(self) -> None:
+        self.alert = False  # there is a thread that ticks, if only now and then
+        self.wanted = False  # said before each call that makes do with that; taken back likewise
         self.needed = False  # said before each poll; taken back by the ticker
         self.parked = True  # nobody ticks
         self.manual = 0  # how many have taken the clock into their hands

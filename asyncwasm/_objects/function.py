@@ -93,6 +93,7 @@ class Shape:
         "concrete",
         "direct",
         "lengthy",
+        "name",
         "opening",
         "parameters",
         "refused",
@@ -100,8 +101,9 @@ class Shape:
         "type",
     )
 
-    def __init__(self, type: FunctionType, concrete: Sequence[int] = ()) -> None:
+    def __init__(self, type: FunctionType, concrete: Sequence[int] = (), name: str = "") -> None:
         self.type = type
+        self.name = name  # of those that are made of it in many stores
         self.concrete = concrete  # kinds of concrete references among the parameters
         self.refused = crosses_not(type)
         self.parameters: Row = row(type.parameters)
@@ -143,15 +145,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
     Spec: https://webassembly.github.io/spec/js-api/#exported-function-exotic-objects
     """
 
-    __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "_extern",
-        "_name",
-        "_quick",
-        "_shape",
-        "_store",
-    )
+    __slots__ = ("__dict__", "__weakref__")
 
     _name: str
     _quick: Quick | None
@@ -177,14 +171,19 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
     def _from_shape(
         cls, store: Store, raw: tuple[int, int], shape: Shape, name: str
     ) -> ExportedFunction:
+        if shape.opening is not None:
+            made: ExportedFunction = cls._new(
+                store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS, store, shape, name
+            )
+            if store.hosts:
+                made._hosts = store.plain_hosts
+            return made
         self = cls.__new__(cls)
         self._store = store
         self._extern = Extern.function(raw)
         self._shape = shape
         self._name = name
         self._quick = None
-        if shape.opening is not None:
-            self._open(store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS)
         return self
 
     def _quick_way(self) -> Quick:
@@ -329,7 +328,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         store.check_turn()
         with store.entered(to_call=True):
             store.opened()
-        store.engine.ticker.start()
+        store.engine.ticker.watch()
         self._hosts = store.plain_hosts
         value = self._through(values)
         if value is NotImplemented:

@@ -36,33 +36,35 @@ class Exports(Mapping[str, Any]):
     """
 
     # What has been asked for is also an attribute, so that it is found at once the next time.
-    __slots__ = ("__dict__", "__weakref__", "_declared", "_home", "_made")
+    __slots__ = ("__dict__", "__weakref__", "_home")
 
-    _declared: dict[str, Export]
-    _home: tuple[Store, bytes, Module]  # not the instance: that would be a cycle
-    _made: dict[str, Any]
+    # What has been made, and how the rest is made; not the instance: that would be a cycle.
+    _home: tuple[dict[str, Any], Store, bytes, Module]
 
     def __init__(self, store: Store, raw: bytes, module: Module) -> None:
-        _set_declared(self, module._artifact.exports)
-        _set_home(self, (store, raw, module))
-        _set_made(self, {})
+        _set_home(self, ({}, store, raw, module))
+
+    @property
+    def _declared(self) -> dict[str, Export]:
+        return self._home[3]._artifact.exports
 
     def __getitem__(self, name: str) -> Any:
-        made = self._made.get(name)
+        made = self._home[0].get(name)
         return self._find(self._declared[name]) if made is None else made
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is no attribute yet.
-        declared = self._declared.get(name)
+        made, _, _, module = self._home
+        declared = module._artifact.exports.get(name)
         if declared is None:
             raise AttributeError(f"the instance has no export {name!r}", name=name, obj=self)
-        made = self._made.get(name)
-        return self._find(declared) if made is None else made
+        value = made.get(name)
+        return self._find(declared) if value is None else value
 
     def _find(self, declared: Export) -> Any:
-        store, raw, module = self._home
+        made, store, raw, module = self._home
         name = declared.name
-        value = self._made[name] = _export(store, raw, module, declared)
+        value = made[name] = _export(store, raw, module, declared)
         if name not in _METHODS:
             self.__dict__[name] = value
         return value
@@ -103,9 +105,7 @@ class Exports(Mapping[str, Any]):
 
 
 _METHODS = frozenset(dir(Exports))
-_set_declared = Exports._declared.__set__  # type: ignore[attr-defined]  # past `__setattr__`
-_set_home = Exports._home.__set__  # type: ignore[attr-defined]
-_set_made = Exports._made.__set__  # type: ignore[attr-defined]
+_set_home = Exports._home.__set__  # type: ignore[attr-defined]  # past `__setattr__`
 
 
 class Template:
@@ -350,14 +350,16 @@ class Instance:
 
 # Not a method: exports that refer to their instance would be a cycle.
 def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
-    with store.entered():
-        handle = store.opened()
-        if declared.kind == "function":
-            function, identity = exported_function(handle, raw, declared.name)
-        else:
-            extern = export(handle, raw, declared.name)
     if declared.kind == "function":
-        return _function(store, function, identity, declared, module)
+        found = exported_function(store.handle, raw, declared.name)
+        if found is not None:
+            return _function(store, *found, declared, module)
+    with store.entered():
+        extern = export(store.opened(), raw, declared.name)
+    if declared.kind == "function":
+        return _function(
+            store, extern.raw, externs.function_identity(extern.raw), declared, module
+        )
     return _MAKERS[declared.kind](store, extern, declared, module)
 
 
@@ -376,8 +378,8 @@ def _function(
             type = declared.type
             assert isinstance(type, FunctionType)
             concrete = concrete_kinds(type.parameters, module._artifact.kinds)
-            shape = shapes[declared.name] = Shape(type, concrete)
-        known = ExportedFunction._from_shape(store, raw, shape, str(declared.index))
+            shape = shapes[declared.name] = Shape(type, concrete, str(declared.index))
+        known = ExportedFunction._from_shape(store, raw, shape, shape.name)
         store.remember(identity, known)
     elif not known._name:  # met in a table before
         known._name = str(declared.index)

@@ -3,7 +3,10 @@ The clock of an engine: it advances the epoch while something needs it.
 
 Rule 1: no thread runs while nothing does. Whoever is about to run wasm that must not hold
 its thread says `need()`, which costs an attribute while the clock runs.
-Rule 2: ticks that came late, because the thread had to wait for the GIL, are made up for: a
+Rule 2: while nothing needs each tick the thread rests, and advances the epoch now and then for
+guests that only look for signals (`watch`): a thread that takes the GIL a thousand times a second
+costs those who let go of it more than their calls do.
+Rule 3: ticks that came late, because the thread had to wait for the GIL, are made up for: a
 deadline in ticks means time. Whoever sets one adds those that are late already (`ticks`).
 """
 
@@ -23,7 +26,8 @@ from .._ffi.quick import Clock
 
 TICK_SECONDS = 0.001
 _IDLE_TICKS = 100
-_PARKED_SECONDS = 5.0
+_REST_SECONDS = 0.05
+_RESTS = 100  # in a row in which nobody wanted one, after which the thread ends
 _LATE_TICKS = 1000  # from which on the process must have been stopped, and its guests too
 _MANUAL_SECONDS = 1 / 128  # of a tick made by hand: exact, and longer than any slice
 
@@ -60,10 +64,13 @@ class Ticker:
         if clock.manual:
             self._pass_one()
 
-    def start(self) -> None:
-        """Tick from now on, unless somebody does by hand; not any longer than `need` says."""
-        if self.clock.parked and not self.clock.manual:
-            self.need()
+    def watch(self) -> None:
+        """Advance the epoch now and then for a while, unless somebody does by hand."""
+        clock = self.clock
+        clock.wanted = True
+        if not (clock.alert or clock.manual):
+            with self._lock:
+                self._start_thread()
 
     def hold(self, owner: object) -> None:
         """Tick until *owner* says `release`, for a call that cannot say `need` again."""
@@ -140,6 +147,7 @@ class Ticker:
             self._engines.clear()
             thread, self._thread = self._thread, None
             self.clock.parked = True
+            self.clock.alert = False
             self._wake.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join(1)  # a tick
@@ -155,21 +163,50 @@ class Ticker:
                 self._ticked = perf_counter()
             # In this order: a signal handler that raises may come anywhere in between, and what
             # is not parked must tick.
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="asyncwasm ticker", daemon=True)
-                thread.start()
-                self._thread = thread
-            else:
-                self._wake.put(None)
+            self._start_thread()
+            self._wake.put(None)
             self.clock.parked = False
 
-    def _woken(self) -> bool:
-        """Wait until somebody wakes the thread, or it has been parked for long."""
-        try:
-            self._wake.get(timeout=_PARKED_SECONDS)
-        except Empty:
-            return False
-        return True
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="asyncwasm ticker", daemon=True)
+            thread.start()
+            self._thread = thread
+        self.clock.alert = True
+
+    def _rest(self, own: threading.Thread, increment: Any) -> bool:
+        """Wait until somebody wakes the thread; False if it has to end."""
+        clock = self.clock
+        rests = 0
+        while True:
+            woken = True
+            try:
+                self._wake.get(timeout=_REST_SECONDS)
+            except Empty:
+                woken = False
+                rests += 1
+            with self._lock:
+                if self._thread is not own:
+                    return False
+                if not clock.parked:
+                    return True
+                if woken:  # by somebody who has been torn from it since
+                    continue
+                if clock.wanted:
+                    clock.wanted = False
+                    rests = 0
+                    self._advance(increment, math.ceil(_REST_SECONDS / TICK_SECONDS))
+                elif rests >= _RESTS:
+                    self._thread = None
+                    clock.alert = False
+                    return False
+
+    def _advance(self, increment: Any, ticks: int) -> None:
+        self.clock.ticks += ticks
+        if not self.clock.manual or self._unseen:
+            for engine in self._engines:
+                for _ in range(ticks):
+                    increment(engine.pointer)
 
     def _run(self) -> None:
         own = threading.current_thread()
@@ -178,6 +215,8 @@ class Ticker:
         increment: Any = lib.brief("wasmtime_engine_increment_epoch")
         idle = 0
         while True:
+            if self.clock.parked and not self._rest(own, increment):
+                return
             time.sleep(TICK_SECONDS)
             with self._lock:
                 if self._thread is not own:
@@ -188,11 +227,7 @@ class Ticker:
                     self._ticked += due * TICK_SECONDS
                 else:
                     due, self._ticked = 1, now
-                self.clock.ticks += due
-                if not self.clock.manual or self._unseen:
-                    for engine in self._engines:
-                        for _ in range(due):
-                            increment(engine.pointer)
+                self._advance(increment, due)
                 if self.clock.needed or self._holders:
                     self.clock.needed = False
                     idle = 0
@@ -200,13 +235,7 @@ class Ticker:
                 idle += 1
                 if idle < _IDLE_TICKS:
                     continue
+                idle = 0
                 self.clock.parked = True
                 if self.clock.needed:  # said after the look above, before we were parked
                     self.clock.parked = False
-                    continue
-            idle = 0
-            if not self._woken():
-                with self._lock:
-                    if self.clock.parked and self._thread is own:
-                        self._thread = None
-                        return
