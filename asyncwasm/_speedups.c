@@ -197,6 +197,7 @@ typedef struct {
     uint64_t stride;    /* ticks that a guest runs on for after it has yielded */
     uint64_t waiter[2]; /* the function that suspends its fiber, for hosts */
     size_t stack_bytes; /* that a call on a thread's own stack needs there */
+    char *top;          /* where the outermost of these calls has begun, or NULL */
     void *store, *context;
     PyObject *engine;  /* is kept alive */
     PyObject *clock;   /* which has to run while calls with hosts do, or NULL */
@@ -210,6 +211,19 @@ typedef struct {
 } Gate;
 
 static PyTypeObject Gate_Type;
+
+/*
+ * Whether one more call fits on the stack of this thread. What guests may take is counted from where
+ * the outermost one has begun, so that hosts in between must not have used up much of it.
+ */
+static bool
+fits(const Gate *self)
+{
+    char here;
+    return has_stack(self->stack_bytes) &&
+           (self->top == NULL ||
+            (uintptr_t)self->top - (uintptr_t)&here < self->stack_bytes / 3);
+}
 
 static PyObject *
 Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -1944,6 +1958,9 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
         ((Clock *)gate->clock)->wanted = true;
         own.outer = running;
         running = &own;
+        if (gate->top == NULL) {
+            gate->top = (char *)&own;
+        }
     }
     else if (gate->near) {
         gate->near = false;
@@ -1957,6 +1974,9 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
     PyObject *result = NULL;
     if (hosted) {
         running = own.outer;
+        if (gate->top == (char *)&own) {
+            gate->top = NULL;
+        }
         gate->inside = false; /* for what has been left behind */
         bool goes_on = end_activation(&own, error, trap);
         if (leave(gate) < 0 || !goes_on) {
@@ -2041,7 +2061,7 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
         return NULL;
     }
     if (gate == NULL || gate->detour || !is_free(gate) || is_stopped(gate) ||
-        count != callee->signature.parameters || !has_stack(gate->stack_bytes) ||
+        count != callee->signature.parameters || !fits(gate) ||
         (gate->hosted && !can_host(self))) {
         return Direct_detour(callable, args, count);
     }
@@ -2787,7 +2807,7 @@ has_stack_for(PyObject *module, PyObject *gate)
         PyErr_SetString(PyExc_TypeError, "expected a gate");
         return NULL;
     }
-    return PyBool_FromLong(has_stack(((Gate *)gate)->stack_bytes));
+    return PyBool_FromLong(fits((Gate *)gate));
 }
 
 static PyObject *

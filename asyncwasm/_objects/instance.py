@@ -357,9 +357,7 @@ def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
     with store.entered():
         extern = export(store.opened(), raw, declared.name)
     if declared.kind == "function":
-        return _function(
-            store, extern.raw, externs.function_identity(extern.raw), declared, module
-        )
+        return _function(store, extern.raw, externs.function_identity(extern.raw), declared, module)
     return _MAKERS[declared.kind](store, extern, declared, module)
 
 
