@@ -2008,13 +2008,26 @@ leave:
 
 static bool deadlines; /* whether some store has ever had one for synchronous calls */
 
-/* Whether hosts can run on this thread's own stack. */
+/* Whether what runs now runs on behalf of a call. */
+static bool
+has_outer(void)
+{
+    PyObject *call = NULL;
+    if (running != NULL || PyContextVar_Get(current_call, Py_None, &call) < 0) {
+        PyErr_Clear();
+        return true;
+    }
+    Py_DECREF(call);
+    return call != Py_None;
+}
+
+/* Whether hosts can run on this thread's own stack, as far as can be told without Python. */
 static inline bool
 can_host(const Direct *self)
 {
     const Gate *gate = self->callee.gate;
     const Clock *clock = (const Clock *)gate->clock;
-    if (self->hosts == NULL || deadlines || !(clock->alert || clock->manual)) {
+    if (self->hosts == NULL || !(clock->alert || clock->manual) || (deadlines && has_outer())) {
         return false;
     }
     /* See greenlets_switch in direct.py. */

@@ -19,6 +19,7 @@ import pytest
 
 import asyncwasm as aw
 
+from .guests import not_measured
 from .support import instance, module
 
 GUEST = """(module
@@ -452,6 +453,7 @@ async def test_instance_that_its_hosts_refer_to_is_collected(call: Call) -> None
 
 
 @both_ways
+@not_measured
 @pytest.mark.slow
 async def test_looking_from_another_thread_is_in_nobodys_way(call: Call) -> None:
     stop = threading.Event()

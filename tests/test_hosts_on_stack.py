@@ -8,7 +8,9 @@ what it is where the guest waits on a fiber.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import random
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ import pytest
 
 import asyncwasm as aw
 
-from .guests import GUEST, check_stopped, guest
+from .guests import GUEST, check_stopped, guest, not_measured
 from .support import instance, module, run_script
 
 TWO_RESULTS = """(module
@@ -306,6 +308,112 @@ def test_hammer_of_calls_from_threads_runs_each_whole_or_refuses_it() -> None:
     assert overlaps == []
     assert len(done) == 3 * 299
     check_usable(made)
+
+
+REFUSALS = (
+    anyio.BusyResourceError,
+    anyio.ClosedResourceError,
+    aw.Trap,
+    RecursionError,
+    ValueError,
+    Stop,
+)
+
+
+class Turmoil:
+    """Guests whose imports do at random what they are allowed to, and what they are not."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.depth = threading.local()
+        self.unexpected: list[BaseException] = []
+        self.guests = [self.new(index) for index in range(3)]
+
+    def new(self, index: int) -> aw.Instance:
+        store = aw.Store(interleave=self.draw.random() < 0.3)
+        return guest(lambda value: self.act(index, value), store=store)
+
+    def act(self, index: int, value: int) -> int:
+        depth = getattr(self.depth, "value", 0)
+        if depth > 4:
+            return value
+        self.depth.value = depth + 1
+        made, chance = self.guests[index], self.draw.random()
+        try:
+            if chance < 0.3:
+                return int(made.exports[self.draw.choice(CALLED)](value % 20 + 1) or 0)
+            if chance < 0.4:
+                return int(self.guests[index - 1].exports.call(value))
+            if chance < 0.45:
+                raise ValueError(value)
+            if chance < 0.47:
+                raise Stop
+            if chance < 0.49:
+                made.store.close()
+            elif chance < 0.55:
+                made.exports.memory.write(16, b"x")
+            elif chance < 0.57:
+                thread = threading.Thread(target=self.call, args=(index, value))
+                thread.start()
+                thread.join()
+            elif chance < 0.6:
+                gc.collect(0)
+            return value
+        finally:
+            self.depth.value = depth
+
+    def call(self, index: int, value: int) -> None:
+        made = self.guests[index]
+        try:
+            made.exports[self.draw.choice(CALLED)](value)
+        except REFUSALS:
+            pass
+        except BaseException as exc:
+            self.unexpected.append(exc)
+        if made.store.closed:
+            self.guests[index] = self.new(index)
+
+    async def call_async(self, index: int, value: int) -> None:
+        made = self.guests[index]
+        try:
+            with anyio.move_on_after(self.draw.choice([1, 1, 0.001, 0])):
+                await made.exports[self.draw.choice(CALLED)].call_async(value)
+        except REFUSALS:
+            pass
+        except BaseException as exc:
+            self.unexpected.append(exc)
+            raise
+        if made.store.closed:
+            self.guests[index] = self.new(index)
+
+
+CALLED = ("plain", "malloc", "call", "call_twice", "sum")
+
+
+@not_measured
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_hammer_of_imports_that_do_anything_on_threads_and_in_tasks(seed: int) -> None:
+    turmoil = Turmoil(seed)
+    draw = random.Random(seed)
+
+    def work() -> None:
+        for _ in range(300):
+            turmoil.call(draw.randrange(3), draw.randrange(1, 30))
+
+    async def run() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(turmoil.call_async, draw.randrange(3), draw.randrange(1, 30))
+
+    threads = [threading.Thread(target=each) for each in (work, work, lambda: asyncio.run(run()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert turmoil.unexpected == []
+    check_usable(guest(abs))
 
 
 SMALL_STACK = """

@@ -18,7 +18,7 @@ from .._errors import LinkError, RangeError
 from .._types import FunctionType
 from . import instances, types
 from .errors import check
-from .externs import FUNCTION, Extern
+from .externs import Extern
 from .fiber import Fiber, callbacks
 from .handles import Handle, StoreHandle
 from .library import lib
