@@ -2637,6 +2637,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     if (awaited) {
         turn.last = clock->ticks;
     }
+    bool alone = gate->quick; /* else somebody has come meanwhile, who may get the room first */
     if (!done) {
         result = Quick_hand_over(self, memory);
     }
@@ -2644,7 +2645,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
         Py_CLEAR(result);
         goto leave;
     }
-    if (!done && result != NULL && own->requested && !gate->guarded) {
+    if (!done && result != NULL && own->requested && !gate->guarded && alone) {
         double end = fine_seconds() + (awaited ? SLICE_SECONDS : STRETCH_SECONDS);
         PyObject *fiber = result;
         result = Quick_answer(self, args[0], given, fiber, end, awaited, &done);

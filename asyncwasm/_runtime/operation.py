@@ -204,12 +204,15 @@ class Operation:
         self.store.entering(self)
         lane = self.lane = self.store.lane(self.outer)
         if lane is None:
+            self.store.settled(self)
             return True
         if lane.current is None and self.store.bound and not self.begun:
             # Nobody has the room, but somebody may be inside: a quick call on another thread,
             # which takes the room when it is not over soon.
             self.store.ready(self)
-        return lane.take(self)
+        taken = lane.take(self)
+        self.store.settled(self)  # not before: until then those on other threads wait
+        return taken
 
     @property
     def lost(self) -> bool:
@@ -294,7 +297,8 @@ class Operation:
         # Looked at in here, so that whoever interrupts and then enters finds nobody inside.
         if self.interrupted is not None:
             raise Interrupted(self.interrupted)
-        if not handle.open:
+        # Those of another thread may have begun since this one has come to have the room.
+        if not handle.open or self.store.stopped(self):
             raise self.store.unavailable(self)
         self.store.prepare_fiber()
         fiber = self.fiber

@@ -484,7 +484,7 @@ class Store:
                     handle.answering.begin()
                 else:  # a signal handler has torn its call apart before it went on
                     abandon(handed)
-            handle.handed = None
+                handle.handed = None
         if handle is not None and handle.standing and not operation.stands:
             if not self.outwait():
                 raise self.unavailable(operation)
@@ -495,6 +495,18 @@ class Store:
         if handle is not None:
             handle.detour = True
             handle.quick = False
+
+    def settled(self, operation: Operation) -> None:
+        """Note that *operation* has the room, or stands in line, if it is one that had begun."""
+        handle = self._native
+        if handle is not None and handle.handed is not None and operation.fiber is not None:
+            if handle.handed() is operation.fiber:
+                handle.handed = None
+
+    def stopped(self, operation: Operation) -> bool:
+        """Return whether *operation* must not begin: another thread's call has, unknown to all."""
+        handle = self.handle
+        return not operation.begun and _begun(handle) and handle.handed_by != threading.get_ident()
 
     def _alive(self) -> list[Operation]:
         """Return the operations that are alive, oldest first."""
