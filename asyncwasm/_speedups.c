@@ -1850,6 +1850,7 @@ on_deadline(void *context, void *data, uint64_t *ticks, uint8_t *kind)
     }
     is_gone(self);
     step_in(self);
+    ((Clock *)gate->clock)->wanted = true; /* for as long as the guest runs */
     *ticks = SIGNAL_TICKS;
     *kind = 0;
     return self->raised == NULL ? NULL : api.error_new("ended by a signal handler");
