@@ -1244,15 +1244,20 @@ Fiber_poll(Fiber *self, PyObject *unused)
     return result;
 }
 
-/* The host that the guest has called, NULL if it has to be called the slow way. */
+/* The host with a number, NULL if it has to be called the slow way. */
+static Host *
+find_host(PyObject *hosts, uint64_t number)
+{
+    PyObject *entry = PyList_CheckExact(hosts) && (Py_ssize_t)number < PyList_GET_SIZE(hosts)
+                          ? PyList_GET_ITEM(hosts, (Py_ssize_t)number)
+                          : NULL;
+    return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+}
+
 static Host *
 requested_host(const head *own, PyObject *hosts)
 {
-    PyObject *entry = own->requested && PyList_CheckExact(hosts) &&
-                              (Py_ssize_t)own->host < PyList_GET_SIZE(hosts)
-                          ? PyList_GET_ITEM(hosts, (Py_ssize_t)own->host)
-                          : NULL;
-    return entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+    return own->requested ? find_host(hosts, own->host) : NULL;
 }
 
 /* How far a host has come: what it has raised, or returned, which may have to be awaited. */
@@ -1794,11 +1799,9 @@ host_on_stack(Activation *self, size_t number, unsigned char *values)
 {
     void *trap = NULL;
     step_out(self);
-    PyObject *hosts = self->function->hosts, *answer = NULL;
-    PyObject *entry = (Py_ssize_t)number < PyList_GET_SIZE(hosts)
-                          ? Py_NewRef(PyList_GET_ITEM(hosts, (Py_ssize_t)number))
-                          : NULL;
-    Host *host = entry != NULL && Py_IS_TYPE(entry, &Host_Type) ? (Host *)entry : NULL;
+    PyObject *answer = NULL;
+    Host *host = find_host(self->function->hosts, number);
+    Py_XINCREF(host);
     bool plain = false;
     if (!is_gone(self) && host != NULL && !host->suspending) {
         answer = call_host(values, host);
@@ -1811,7 +1814,7 @@ host_on_stack(Activation *self, size_t number, unsigned char *values)
         trap = settle(self, number, values, answer);
     }
     Py_XDECREF(answer);
-    Py_XDECREF(entry);
+    Py_XDECREF(host);
     if (self->call != NULL) { /* something has been started, and may have been left behind */
         PyObject *left = PyObject_CallMethodNoArgs(self->call, name_check);
         if (left == NULL) {
@@ -1906,6 +1909,20 @@ Direct_detour(PyObject *self, PyObject *const *args, Py_ssize_t count)
     return result;
 }
 
+/* Call a method that must not fail; keeps an exception that is on its way. */
+static void
+tell(PyObject *object, PyObject *method)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *done = PyObject_CallMethodNoArgs(object, method);
+    if (done == NULL) {
+        PyErr_WriteUnraisable(object);
+    }
+    Py_XDECREF(done);
+    PyErr_Restore(type, value, traceback);
+}
+
 /* Leave what the guest of an activation has left behind; false with an exception. */
 static bool
 end_activation(Activation *self, void *error, void *trap)
@@ -1918,23 +1935,12 @@ end_activation(Activation *self, void *error, void *trap)
         if (trap != NULL) {
             api.trap_delete(trap);
         }
-        PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self->function, name_stopped);
-        if (done == NULL) {
-            PyErr_WriteUnraisable((PyObject *)self->function);
-        }
-        Py_XDECREF(done);
+        tell((PyObject *)self->function, name_stopped);
         raise_made(self->raised);
         goes_on = false;
     }
     if (self->call != NULL) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyObject *done = PyObject_CallMethodNoArgs(self->call, name_over);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(self->call);
-        }
-        Py_XDECREF(done);
-        PyErr_Restore(type, value, traceback);
+        tell(self->call, name_over);
     }
     Py_XDECREF(self->call);
     Py_XDECREF(self->entry);
@@ -2151,11 +2157,10 @@ Direct_make(PyObject *type, PyObject *const *args, Py_ssize_t count)
                                          "store, shape, name)");
         return NULL;
     }
-    Direct *self = (Direct *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+    Direct *self = (Direct *)Direct_new((PyTypeObject *)type, NULL, NULL);
     if (self == NULL) {
         return NULL;
     }
-    self->callee.vectorcall = Direct_vectorcall;
     self->store = Py_NewRef(args[5]);
     self->shape = Py_NewRef(args[6]);
     self->name = Py_NewRef(args[7]);

@@ -177,11 +177,6 @@ def greenlets_switch() -> bool:
     return "greenlet" in sys.modules
 
 
-def write_raw(address: int, packed: bytearray) -> None:
-    """Write results of a host function that a guest has called on this thread's own stack."""
-    ctypes.memmove(address, bytes(packed), len(packed))
-
-
 @cache
 def _unchecked() -> Any:
     return lib.undeclared("wasmtime_func_call_unchecked")

@@ -56,18 +56,11 @@ def _find_function(
     return (first, second), (0, words[0], words[3])
 
 
-def _instantiate_linked(context: int, linked: int) -> tuple[int, int, bytes]:
-    place = _Place()
-    at = ctypes.addressof(place)
-    error = lib.wasmtime_instance_pre_instantiate(linked, context, at, at + 16)
-    made = bytes(place)
-    return error or 0, int.from_bytes(made[16:24], "little"), made[:16]
-
-
 # (context, module, externs): error, trap, instance
 instantiate: Callable[[int, int, Sequence[Any]], tuple[int, int, bytes]] = _instantiate
-# (context, linked module): the same; it has plain host functions only, and no start function
-instantiate_linked: Callable[[int, int], tuple[int, int, bytes]] = _instantiate_linked
+# (context, linked module): the same; it has plain host functions only, which only the accelerator
+# knows, and no start function
+instantiate_linked: Callable[[int, int], tuple[int, int, bytes]]
 # (context, instance, name): the extern
 find_export: Callable[[int, bytes, bytes], bytes] = _find_export
 # (handle, instance, name): the two words of the function, and what identifies it; None if somebody

@@ -20,10 +20,9 @@ from .._ffi.direct import (
     greenlets_switch,
     has_stack,
     opening,
-    write_raw,
 )
 from .._ffi.externs import Extern, function_identity
-from .._ffi.fiber import Fiber
+from .._ffi.fiber import Fiber, Request
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime.host import HostFunction, cannot_cross, crosses_not
 from .._runtime.hostcall import HostCall, innermost
@@ -103,7 +102,7 @@ class Shape:
 
     def __init__(self, type: FunctionType, concrete: Sequence[int] = (), name: str = "") -> None:
         self.type = type
-        self.name = name  # of those that are made of it in many stores
+        self.name = name  # that they begin with
         self.concrete = concrete  # kinds of concrete references among the parameters
         self.refused = crosses_not(type)
         self.parameters: Row = row(type.parameters)
@@ -165,15 +164,13 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         name: str = "",
         concrete: Sequence[int] = (),
     ) -> ExportedFunction:
-        return cls._from_shape(store, raw, Shape(type, concrete), name)
+        return cls._from_shape(store, raw, Shape(type, concrete, name))
 
     @classmethod
-    def _from_shape(
-        cls, store: Store, raw: tuple[int, int], shape: Shape, name: str
-    ) -> ExportedFunction:
+    def _from_shape(cls, store: Store, raw: tuple[int, int], shape: Shape) -> ExportedFunction:
         if shape.opening is not None:
             made: ExportedFunction = cls._new(
-                store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS, store, shape, name
+                store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS, store, shape, shape.name
             )
             if store.hosts:
                 made._hosts = store.plain_hosts
@@ -182,7 +179,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         self._store = store
         self._extern = Extern.function(raw)
         self._shape = shape
-        self._name = name
+        self._name = shape.name
         self._quick = None
         return self
 
@@ -352,7 +349,8 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
                 raise host.reached()
             value = host.checked(value)
             if host.results.types:
-                write_raw(address, host.results.packed_raw(host.result_values(value)))
+                packed = host.results.packed_raw(host.result_values(value))
+                Request(number, address, address, 0).write(packed)
             return 0
         except Trap:
             raise

@@ -377,7 +377,7 @@ def _function(
             assert isinstance(type, FunctionType)
             concrete = concrete_kinds(type.parameters, module._artifact.kinds)
             shape = shapes[declared.name] = Shape(type, concrete, str(declared.index))
-        known = ExportedFunction._from_shape(store, raw, shape, shape.name)
+        known = ExportedFunction._from_shape(store, raw, shape)
         store.remember(identity, known)
     elif not known._name:  # met in a table before
         known._name = str(declared.index)
