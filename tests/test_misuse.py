@@ -373,6 +373,34 @@ SCRIPTS = {
         """,
         ["2"],
     ),
+    "finalizers that look at the store in which they interrupt something": (
+        """
+        text = '''(module (memory (export "m") 1) (table (export "t") 1 externref)
+          (global (export "g") (mut i32) (i32.const 1))
+          (func (export "f") (param externref) (result externref) local.get 0))'''
+        module = aw.Module(aw.wat2wasm(text))
+        instance = aw.Instance(module)
+        function, memory, table, glob = (instance.exports[name] for name in "fmtg")
+        def look(phase, info):
+            try:
+                memory.read(0, 1)
+            except anyio.BusyResourceError as exc:
+                seen.add("finalizer" in str(exc))
+        seen = set()
+        gc.callbacks.append(look)
+        gc.set_threshold(1)
+        for turn in range(50):
+            glob.value = turn
+            table.set(0, [])
+            function(table.get(0))
+            aw.Instance(module, store=instance.store).exports.f([])
+            memory.grow(0)
+        gc.set_threshold(700)
+        gc.callbacks.clear()
+        print(*seen, glob.value, memory.read(0, 1))
+        """,
+        ["True", "49", r"b'\x00'"],
+    ),
     "exit with calls in flight": (
         """
         instance = aw.Instance(aw.Module(SPIN))

@@ -114,7 +114,7 @@ def _caller(
     length = ctypes.c_size_t(count)
     width = _HEADER + RAW_BYTES * count
     pack, unpack = parameters.raw_pack, results.outcome
-    lock, locked = handle.lock, handle.lock.locked
+    lock, mine = handle.lock, handle.lock._is_owned
     single = len(results.types) == 1
     checked = parameters.checked
     exact = EXACT.issuperset
@@ -126,7 +126,8 @@ def _caller(
         return memory, ctypes.c_void_p(address + _HEADER), ctypes.c_void_p(address)
 
     def call(self: _PureDirect, arguments: tuple[Any, ...]) -> Any:
-        if handle.detour or checked or locked() or not exact(map(type, arguments)):
+        # Whoever only looks at something is waited for.
+        if handle.detour or handle.roomless or checked or mine() or not exact(map(type, arguments)):
             return self._detour(arguments)
         try:
             lent = free.pop()

@@ -6,8 +6,9 @@ Rule 1: no user code runs on a fiber. Its stack is small and not the thread's, a
 guest asked for; the function runs after `poll` has returned, on the ordinary stack.
 Rule 2: the callback must always set a continuation, or the library aborts the process. So no
 exception may be raised on the way in: while Python code can run on the fiber of the main
-thread, signal handlers are held back (`_poll_deferring_signals`), and before each poll there
-is a look whether the recursion limit leaves room (`make_sure_of_room`).
+thread, signal handlers are held back (`_poll_deferring_signals`) until whoever has polled says
+`raise_deferred`, and before each poll there is a look whether the recursion limit leaves room
+(`make_sure_of_room`).
 Rule 3: what was handed to the library stays alive and untouched until the future is deleted;
 the store's handle keeps it.
 Rule 4: a future is polled by one thread at a time (the store's lock), and never again after
@@ -382,6 +383,10 @@ def _poll_deferring_signals(future: int) -> bool:
     finally:
         for number, handler in handlers:
             _set_handler(number, handler)
-        while _caught:
-            signal.raise_signal(_caught.pop())
     return done
+
+
+def raise_deferred() -> None:
+    """Raise the signals that have been held back, if any; best where nobody is in a store."""
+    while _caught:
+        signal.raise_signal(_caught.pop(0))

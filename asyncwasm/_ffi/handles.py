@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from _thread import RLock as _RLock
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,18 @@ NEAR = 1
 _views_lock = threading.RLock()
 
 
+class _Lock(_RLock):  # type: ignore[misc]  # which is not final, whatever its stubs say
+    """
+    Who is inside of a store. Reentrant only because that kind knows its owner.
+
+    Nobody comes in twice: a finalizer or signal handler that runs inside finds it locked.
+    """
+
+    def locked(self) -> bool:
+        # In one step: a handler that raises could come between taking it, to try, and letting go.
+        return repr(self).startswith("<locked")
+
+
 class _PureGate:
     """A native store, its futures, and who is inside of it."""
 
@@ -117,7 +130,7 @@ class _PureGate:
         Calls on a thread's own stack are made only where *stack_bytes* of it are left; in pure
         Python nobody can tell.
         """
-        self.lock: Any = threading.Lock()
+        self.lock: Any = _Lock()
         self.answering = None  # what runs a host before anybody knows of the call: in C only
         self.clock: Any = None  # which has to run while calls with hosts do: in C only
         self.awaited = False  # somebody waits until the guest that runs on a thread is outside
@@ -153,7 +166,7 @@ class _PureGate:
 
     def mine(self) -> bool:
         """Whether this thread is known to be inside."""
-        return False  # a plain lock does not say
+        return bool(self.lock._is_owned())
 
     def begin_yielding(self) -> None:
         """Have guests yield when their deadline has come, from now on. The caller is inside."""
@@ -182,7 +195,7 @@ class _PureGate:
         """Delete the store, now or when the guest that runs on another thread has stopped."""
         self.closing = self.pending = True
         # If somebody is inside: whoever that is comes back here when it leaves.
-        while self.pending and self.lock.acquire(False):
+        while self.pending and not self.mine() and self.lock.acquire(False):
             self.pending = False
             try:
                 self._finish()

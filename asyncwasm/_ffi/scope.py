@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._types import FunctionType
-from .fiber import IMPORT_FRAMES, Fiber, make_sure_of_room
+from .fiber import IMPORT_FRAMES, Fiber, make_sure_of_room, raise_deferred
 from .handles import StoreHandle
 from .linking import Linker
 from .types import function_type
@@ -47,3 +47,4 @@ def root_scope(handle: StoreHandle, function: tuple[int, int]) -> Iterator[None]
         yield
     finally:
         fiber.delete()
+        raise_deferred()

@@ -296,6 +296,8 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
                 raise wrong_count(len(arguments), shape.type, self._name)
             values = shape.parameters.converted(arguments)
             store.check_turn()
+            if store.sync_deadline_seconds is not None:
+                store.engine.ticker.wake()
             with store.entered(to_call=True):
                 handle = store.opened()
                 try:

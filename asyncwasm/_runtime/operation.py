@@ -32,6 +32,7 @@ from .._ffi.fiber import (
     Fiber,
     State,
     make_sure_of_room,
+    raise_deferred,
 )
 from .._ffi.handles import StoreHandle
 from .hostcall import innermost
@@ -276,6 +277,7 @@ class Operation:
         finally:
             if handle.pending:
                 handle.close()
+            raise_deferred()  # outside, for their handlers may look in
         if handle.dropped:
             self.store.sweep()
         if fiber.finished:
@@ -385,7 +387,10 @@ class Operation:
         fiber = self.fiber
         assert fiber is not None
         fiber.action = action
-        self._poll(fiber)
+        try:
+            self._poll(fiber)
+        finally:
+            raise_deferred()
 
     @property
     def host(self) -> HostFunction:

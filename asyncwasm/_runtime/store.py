@@ -330,13 +330,14 @@ class Store:
         Return the native store if *operation* can enter it now; the caller takes its lock.
 
         It waits for those who only look at something; for an operation that has begun, nobody
-        else is inside.
+        else is inside. The clock ticks from now on.
         """
         handle = self._native
         if handle is None or self._closed or not handle.ours:
             raise self.unavailable(operation)
-        if handle.roomless and handle.lock.locked() and not operation.goes_on:
+        if handle.lock.locked() and (handle.mine() or (handle.roomless and not operation.goes_on)):
             raise self.unavailable(operation)
+        self.engine.ticker.wake()
         return handle
 
     def entered(
@@ -355,12 +356,15 @@ class Store:
         if handle is None or self._closed or not handle.ours:
             raise self.unavailable(operation)
         # Looked at once: whoever comes in behind this look is waited for.
-        if handle.lock.locked() and (operation is None or not operation.goes_on):
-            if (handle.roomless and (to_call or not handle.near)) or (
-                handle.waits or self.engine.ticker.clock.manual
-            ):
+        if handle.lock.locked():
+            if handle.mine():
                 raise self.unavailable(operation)
-            handle.awaited = True
+            if operation is None or not operation.goes_on:
+                if (handle.roomless and (to_call or not handle.near)) or (
+                    handle.waits or self.engine.ticker.clock.manual
+                ):
+                    raise self.unavailable(operation)
+                handle.awaited = True
         lock: AbstractContextManager[Any] = handle.lock
         return lock
 
@@ -443,6 +447,10 @@ class Store:
             if operation is not None:
                 return Interrupted("closed")
             return anyio.ClosedResourceError("the store has been closed")
+        if self._native is not None and self._native.mine():
+            return anyio.BusyResourceError(
+                "using this store: a finalizer or signal handler has interrupted its use"
+            )
         return anyio.BusyResourceError("using this store: another thread runs its guest")
 
     def busy(self) -> Exception:

@@ -59,10 +59,18 @@ class Ticker:
         """Keep ticking for a while."""
         clock = self.clock
         clock.needed = True
-        if clock.parked:
-            self._start()
+        self.wake()
         if clock.manual:
             self._pass_one()
+
+    def wake(self) -> None:
+        """
+        Start ticking. Not from inside of a store, where `need` is to find the clock awake.
+
+        Whoever starts a thread waits for it, and it may have to run a finalizer that wants in.
+        """
+        if self.clock.parked:
+            self._start()
 
     def watch(self) -> None:
         """Advance the epoch now and then for a while, unless somebody does by hand."""
