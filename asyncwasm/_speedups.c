@@ -31,10 +31,12 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 11 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 12 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
+#define INSTANCE_BYTES 16
+#define EXTERN_BYTES 32
 
 static struct {
     void *(*call_unchecked)(void *, const void *, void *, size_t, void **);
@@ -201,9 +203,9 @@ typedef struct {
     void *store, *context;
     PyObject *engine;  /* is kept alive */
     PyObject *clock;   /* which has to run while calls with hosts do, or NULL */
-    PyObject *futures; /* dict: pointer -> what must outlive it */
+    PyObject *futures; /* dict: pointer -> what must outlive it; NULL until there is one */
     PyObject *answering; /* what runs a host before anybody knows of the call, or NULL */
-    PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside */
+    PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside; likewise */
     uint64_t generation;
     unsigned long owner;     /* the thread that came in last to run Python code inside */
     unsigned long handed_by; /* the thread that goes on with it */
@@ -232,31 +234,30 @@ Gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self != NULL) {
         self->generation = generation;
         self->stride = NEAR;
-        self->futures = PyDict_New();
-        self->dropped = PyList_New(0);
-        if (self->futures == NULL || self->dropped == NULL) {
-            Py_CLEAR(self);
-        }
     }
     return (PyObject *)self;
 }
 
-/* Gate(engine, ticks to the deadline, (memory, table, instances, tables, memories), stack bytes) */
+/* Make the native store, with (memory, table, instances, tables, memories) at most. */
 static int
-Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
+open_gate(Gate *self, PyObject *engine, uint64_t ticks, PyObject *limits, Py_ssize_t stack_bytes)
 {
-    PyObject *engine, *address;
-    long long ticks, memory, table, instances, tables, memories;
-    Py_ssize_t stack_bytes;
-    if (!PyArg_ParseTuple(args, "OL(LLLLL)n", &engine, &ticks, &memory, &table, &instances, &tables,
-                          &memories, &stack_bytes)) {
+    int64_t most[5];
+    if (!PyTuple_Check(limits) || PyTuple_GET_SIZE(limits) != 5) {
+        PyErr_SetString(PyExc_TypeError, "expected a tuple of five limits");
         return -1;
+    }
+    for (int index = 0; index < 5; index++) {
+        most[index] = PyLong_AsLongLong(PyTuple_GET_ITEM(limits, index));
+        if (most[index] == -1 && PyErr_Occurred()) {
+            return -1;
+        }
     }
     if (self->store != NULL || api.store_new == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a store is made once, and after `bind`");
         return -1;
     }
-    address = PyObject_GetAttr(engine, name_pointer);
+    PyObject *address = PyObject_GetAttr(engine, name_pointer);
     void *native = address == NULL ? NULL : take_address(address);
     Py_XDECREF(address);
     if (native == NULL) {
@@ -266,10 +267,23 @@ Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
     self->stack_bytes = (size_t)stack_bytes;
     self->store = api.store_new(native, NULL, NULL);
     self->context = api.store_context(self->store);
-    api.set_deadline(self->context, (uint64_t)ticks);
-    api.store_limit(self->store, memory, table, instances, tables, memories);
+    api.set_deadline(self->context, ticks);
+    api.store_limit(self->store, most[0], most[1], most[2], most[3], most[4]);
     self->open = true;
     return 0;
+}
+
+/* Gate(engine, ticks to the deadline, limits, stack bytes) */
+static int
+Gate_init(Gate *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *engine, *limits;
+    unsigned long long ticks;
+    Py_ssize_t stack_bytes;
+    if (!PyArg_ParseTuple(args, "OKOn", &engine, &ticks, &limits, &stack_bytes)) {
+        return -1;
+    }
+    return open_gate(self, engine, ticks, limits, stack_bytes);
 }
 
 /*
@@ -526,8 +540,35 @@ Gate_get_context(Gate *self, void *unused)
     return PyLong_FromVoidPtr(self->context);
 }
 
+/* The futures; borrowed, NULL with an exception. */
+static PyObject *
+futures_of(Gate *self)
+{
+    if (self->futures == NULL) {
+        self->futures = PyDict_New();
+    }
+    return self->futures;
+}
+
+static PyObject *
+Gate_get_futures(Gate *self, void *unused)
+{
+    return Py_XNewRef(futures_of(self));
+}
+
+static PyObject *
+Gate_get_dropped(Gate *self, void *unused)
+{
+    if (self->dropped == NULL) {
+        self->dropped = PyList_New(0);
+    }
+    return Py_XNewRef(self->dropped);
+}
+
 static PyGetSetDef Gate_getset[] = {
     {"context", (getter)Gate_get_context, NULL, NULL, NULL},
+    {"dropped", (getter)Gate_get_dropped, NULL, NULL, NULL},
+    {"futures", (getter)Gate_get_futures, NULL, NULL, NULL},
     {"lock", (getter)Gate_get_lock, NULL, NULL, NULL},
     {"ours", (getter)Gate_get_ours, NULL, NULL, NULL},
     {"pointer", (getter)Gate_get_pointer, NULL, NULL, NULL},
@@ -553,9 +594,7 @@ static PyMemberDef Gate_members[] = {
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
     {"answering", T_OBJECT, offsetof(Gate, answering), READONLY, NULL},
     {"clock", T_OBJECT, offsetof(Gate, clock), 0, NULL},
-    {"dropped", T_OBJECT, offsetof(Gate, dropped), READONLY, NULL},
     {"engine", T_OBJECT, offsetof(Gate, engine), READONLY, NULL},
-    {"futures", T_OBJECT, offsetof(Gate, futures), READONLY, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
     {"handed_by", T_ULONG, offsetof(Gate, handed_by), 0, NULL},
     {NULL},
@@ -1679,6 +1718,42 @@ static PyTypeObject Fiber_Type = {
 };
 
 /*
+ * Find the function that `instance` exports as `name`: its two words, and a tuple of its kind and
+ * those words of what they point to that say which one it is; see externs.py. Nobody is inside.
+ */
+static PyObject *
+identify_export(const Gate *gate, PyObject *instance, PyObject *name, uint64_t *words)
+{
+    unsigned char found[EXTERN_BYTES] = {0};
+    if (PyBytes_GET_SIZE(instance) != INSTANCE_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "an instance of the wrong size");
+        return NULL;
+    }
+    if (!api.export_get(gate->context, PyBytes_AS_STRING(instance), PyBytes_AS_STRING(name),
+                        (size_t)PyBytes_GET_SIZE(name), found)) {
+        PyErr_SetObject(PyExc_KeyError, name);
+        return NULL;
+    }
+    memcpy(words, found + 8, 2 * sizeof(uint64_t));
+    const size_t *described = (const size_t *)(uintptr_t)words[1];
+    return Py_BuildValue("iKK", 0, (unsigned long long)described[0],
+                         (unsigned long long)described[3]);
+}
+
+/* What a weak reference refers to, as a new reference; NULL if that is gone, or with an exception. */
+static PyObject *
+referent(PyObject *reference)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *object = NULL;
+    return PyWeakref_GetRef(reference, &object) < 0 ? NULL : object;
+#else
+    PyObject *object = PyWeakref_GetObject(reference);
+    return object == Py_None ? NULL : Py_XNewRef(object);
+#endif
+}
+
+/*
  * ---- Direct: what is called on this thread's own stack, unchecked ----
  *
  * The base of exported functions. Where an argument or the store needs more care, or if it was not
@@ -1693,6 +1768,8 @@ typedef struct {
     /* what Python knows of it, here because most functions are made, called once, and forgotten */
     PyObject *external, *name, *quick, *shape, *store;
 } Direct;
+
+static PyTypeObject Direct_Type;
 
 /*
  * Activation: a call on its thread's own stack, whose guest may call host functions.
@@ -2048,17 +2125,10 @@ is_handed(const Gate *gate)
     if (gate->handed == NULL || gate->handed == Py_None) {
         return false;
     }
-#if PY_VERSION_HEX >= 0x030D0000
-    PyObject *fiber = NULL;
-    int alive = PyWeakref_GetRef(gate->handed, &fiber);
+    PyObject *fiber = referent(gate->handed);
+    PyErr_Clear(); /* it is no reference of ours */
     Py_XDECREF(fiber);
-    if (alive < 0) {
-        PyErr_Clear(); /* it is none of ours */
-    }
-    return alive > 0;
-#else
-    return PyWeakref_GetObject(gate->handed) != Py_None;
-#endif
+    return fiber != NULL;
 }
 
 /* Whether a call that nobody knows of yet is in the way: on this thread it is what this one nests in. */
@@ -2173,6 +2243,62 @@ Direct_make(PyObject *type, PyObject *const *args, Py_ssize_t count)
     return (PyObject *)self;
 }
 
+/*
+ * _exported(gate, instance, (name, parameters, results, hold_seconds, shape, name), store, hosts,
+ *           known)
+ *
+ * The function that an instance exports: the one that is `known` by what it is, or one made now,
+ * which becomes so. None if somebody is inside, or nobody can be.
+ */
+static PyObject *
+Direct_exported(PyObject *type, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 6 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyBytes_CheckExact(args[1]) ||
+        !PyTuple_CheckExact(args[2]) || PyTuple_GET_SIZE(args[2]) != 6 ||
+        !PyBytes_CheckExact(PyTuple_GET_ITEM(args[2], 0)) || !PyDict_CheckExact(args[5])) {
+        PyErr_SetString(PyExc_TypeError, "_exported(gate, instance, what is exported, store, "
+                                         "hosts, known functions)");
+        return NULL;
+    }
+    Gate *gate = (Gate *)args[0];
+    PyObject *const *export = ((PyTupleObject *)args[2])->ob_item;
+    uint64_t words[2];
+    if (!is_free(gate) || !gate->open) {
+        Py_RETURN_NONE;
+    }
+    PyObject *identity = identify_export(gate, args[1], export[0], words), *made = NULL;
+    if (identity == NULL) {
+        return NULL;
+    }
+    PyObject *reference = PyDict_GetItemWithError(args[5], identity);
+    if (reference != NULL) {
+        made = referent(reference);
+    }
+    if (made != NULL) {
+        if (PyObject_TypeCheck(made, &Direct_Type) && PyObject_Not(((Direct *)made)->name) == 1) {
+            Py_XSETREF(((Direct *)made)->name, Py_NewRef(export[5])); /* met in a table before */
+        }
+    }
+    else if (!PyErr_Occurred()) {
+        PyObject *words_of = Py_BuildValue("KK", (unsigned long long)words[0],
+                                           (unsigned long long)words[1]);
+        PyObject *given[] = {args[0],  words_of, export[1], export[2],
+                             export[3], args[3],  export[4], export[5]};
+        made = words_of == NULL ? NULL : Direct_make(type, given, 8);
+        Py_XDECREF(words_of);
+        reference = made == NULL ? NULL : PyWeakref_NewRef(made, NULL);
+        if (reference == NULL || PyDict_SetItem(args[5], identity, reference) < 0) {
+            Py_CLEAR(made);
+        }
+        else if (args[4] != Py_None) {
+            ((Direct *)made)->hosts = Py_NewRef(args[4]);
+        }
+        Py_XDECREF(reference);
+    }
+    Py_DECREF(identity);
+    return made;
+}
+
 static PyObject *make_extern; /* of the two words of a function */
 
 static PyObject *
@@ -2205,6 +2331,7 @@ static PyMemberDef Direct_members[] = {
 };
 
 static PyMethodDef Direct_methods[] = {
+    {"_exported", (PyCFunction)(void (*)(void))Direct_exported, METH_FASTCALL | METH_CLASS, NULL},
     {"_new", (PyCFunction)(void (*)(void))Direct_make, METH_FASTCALL | METH_CLASS, NULL},
     {"_through", (PyCFunction)Direct_through, METH_O, NULL},
     {NULL},
@@ -2288,9 +2415,6 @@ static PyTypeObject Direct_Type = {
 
 /* ---- instances: the steps of a short life, one call each ---- */
 
-#define INSTANCE_BYTES 16
-#define EXTERN_BYTES 32
-
 /* (context, module, externs): (error, trap, instance) */
 static PyObject *
 instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -2332,6 +2456,61 @@ instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return Py_BuildValue("KKy#", (unsigned long long)(uintptr_t)error,
                          (unsigned long long)(uintptr_t)trap, instance,
                          (Py_ssize_t)INSTANCE_BYTES);
+}
+
+/*
+ * build(type of gates, engine, limits, stack bytes, module, whether that is a linked one):
+ *     (gate, error, trap, instance)
+ *
+ * A store and its first instance. It imports nothing, or is linked with plain hosts.
+ */
+static PyObject *
+build(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 6 || !PyType_Check(args[0]) ||
+        !PyType_IsSubtype((PyTypeObject *)args[0], &Gate_Type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a type of gates, an engine, limits, bytes of "
+                                         "stack, a module, and whether it is linked");
+        return NULL;
+    }
+    Py_ssize_t stack_bytes = PyLong_AsSsize_t(args[3]);
+    if (stack_bytes == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    void *code = take_address(args[4]);
+    Gate *gate = code == NULL ? NULL : (Gate *)Gate_new((PyTypeObject *)args[0], NULL, NULL);
+    if (gate == NULL) {
+        return NULL;
+    }
+    if (open_gate(gate, args[1], FAR, args[2], stack_bytes) < 0) {
+        Py_DECREF(gate);
+        return NULL;
+    }
+    unsigned char instance[INSTANCE_BYTES] = {0};
+    void *trap = NULL, *error;
+    gate->inside = true;
+    PyThreadState *thread = PyEval_SaveThread();
+    if (args[5] == Py_True) {
+        error = api.linked_new(code, gate->context, instance, &trap);
+    }
+    else {
+        error = api.instance_new(gate->context, code, NULL, 0, instance, &trap);
+    }
+    PyEval_RestoreThread(thread);
+    gate->inside = false; /* nobody else has known it yet */
+    PyObject *made[] = {(PyObject *)gate, PyLong_FromVoidPtr(error), PyLong_FromVoidPtr(trap),
+                        PyBytes_FromStringAndSize((const char *)instance, INSTANCE_BYTES)};
+    PyObject *result = PyTuple_New(4);
+    for (int index = 0; index < 4; index++) {
+        if (result == NULL || made[index] == NULL) {
+            Py_XDECREF(made[index]);
+            Py_CLEAR(result);
+        }
+        else {
+            PyTuple_SET_ITEM(result, index, made[index]);
+        }
+    }
+    return result;
 }
 
 /* (context, linked module): (error, trap, instance). It has plain hosts only, and no start. */
@@ -2404,17 +2583,11 @@ find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (!is_free(gate) || !gate->open) {
         Py_RETURN_NONE;
     }
-    unsigned char found[EXTERN_BYTES] = {0};
-    if (!api.export_get(gate->context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
-                        (size_t)PyBytes_GET_SIZE(args[2]), found)) {
-        PyErr_SetObject(PyExc_KeyError, args[2]);
-        return NULL;
-    }
     uint64_t words[2];
-    memcpy(words, found + 8, sizeof(words));
-    const size_t *described = (const size_t *)(uintptr_t)words[1];
-    return Py_BuildValue("(KK)(iKK)", (unsigned long long)words[0], (unsigned long long)words[1],
-                         0, (unsigned long long)described[0], (unsigned long long)described[3]);
+    PyObject *identity = identify_export(gate, args[1], args[2], words);
+    return identity == NULL ? NULL
+                            : Py_BuildValue("(KK)N", (unsigned long long)words[0],
+                                            (unsigned long long)words[1], identity);
 }
 
 /* ---- Quick: the first slice of an awaited call ---- */
@@ -2447,7 +2620,7 @@ Quick_hand_over(Quick *self, PyObject *memory)
     key = PyLong_FromVoidPtr(own->future);
     kept = PyTuple_Pack(2, memory, Py_None);
     if (handed == NULL || key == NULL || kept == NULL ||
-        PyDict_SetItem(gate->futures, key, kept) < 0) {
+        futures_of(gate) == NULL || PyDict_SetItem(gate->futures, key, kept) < 0) {
         goto failed;
     }
     fiber->head = own;
@@ -2846,6 +3019,7 @@ static PyMethodDef methods[] = {
     {"instantiate_linked", (PyCFunction)(void (*)(void))instantiate_linked, METH_FASTCALL, NULL},
     {"bind", bind, METH_VARARGS, NULL},
     {"bind_calls", bind_calls, METH_VARARGS, NULL},
+    {"build", (PyCFunction)(void (*)(void))build, METH_FASTCALL, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
     {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
     {"forked", forked, METH_NOARGS, NULL},

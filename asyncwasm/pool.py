@@ -23,14 +23,15 @@ from typing import Any
 import anyio
 
 from . import _log
-from ._driver.checkpoints import at_ease, checkpoint_if_cancelled
+from ._driver.checkpoints import at_ease, checkpoint_if_cancelled, loop_at_ease
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
 from ._errors import Interrupted, LinkError, RangeError
 from ._objects.instance import Instance, Preparation, Template
 from ._objects.module import Module
 from ._objects.storeobject import SAME_STORE
-from ._runtime.config import Limits
+from ._runtime.blueprint import Blueprint
+from ._runtime.config import UNLIMITED, Limits
 from ._runtime.store import Store, ambient
 from ._types import MemoryType
 
@@ -60,9 +61,9 @@ class PoolStatistics:
 class _Plan:
     """How the pool makes an instance, until its module is replaced."""
 
-    __slots__ = ("_factory", "_template", "hosts", "module", "pooled")
+    __slots__ = ("_factory", "_template", "blueprint", "module", "pooled")
 
-    def __init__(self, module: Module, imports: Any) -> None:
+    def __init__(self, module: Module, imports: Any, limits: Limits | None) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
@@ -73,12 +74,11 @@ class _Plan:
             self._factory = imports
         else:
             self._template = Template(module, imports)
-        # Those that a new instance needs and that take no time, None if it needs anything else.
-        self.hosts = (
-            self._template.hosts
-            if self._template is not None and module._artifact.stands_alone
-            else None
-        )
+        # Where a new instance takes no time; None: it may.
+        self.blueprint: Blueprint | None = None
+        hosts = None if self._template is None else self._template.hosts
+        if hosts is not None and module._artifact.stands_alone:
+            self.blueprint = Blueprint(module._artifact, hosts, limits or UNLIMITED, self.pooled)
 
     def prepare(self, store: Store) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""
@@ -127,6 +127,9 @@ class _Entry:
         self.idle_since = 0.0
 
 
+_NONE: list[_Entry] = []  # stays empty
+
+
 class _Waiter:
     """A task in line."""
 
@@ -153,8 +156,10 @@ class _Acquisition:
         if self._begun:
             raise RuntimeError("this acquisition has been used; call acquire() again")
         self._begun = True
-        self._entry = await self._pool._take()
-        return self._entry.instance
+        pool, loop = self._pool, loop_at_ease()
+        entry = None if loop is None else pool._take_new(loop)
+        self._entry = entry = entry or await pool._take()
+        return entry.instance
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: object
@@ -222,7 +227,7 @@ class InstancePool:
         self._idle_seconds = None if idle_seconds is None else _seconds(idle_seconds)
         self._limits = limits
         self._imports = imports
-        self._plan = _Plan(module, imports)
+        self._plan = _Plan(module, imports, limits)
         self._lock = threading.RLock()  # a collection in there may end a use of the pool
         self._closed = False
         self._loop: object = None  # the event loop whose tasks use or await instances
@@ -269,7 +274,7 @@ class InstancePool:
             LinkError: If an import is missing, or has the wrong type.
             ClosedResourceError: If the pool has been closed.
         """
-        plan = _Plan(module, self._imports)
+        plan = _Plan(module, self._imports, self._limits)
         with self._lock:
             self._check_open()
             self._plan = plan
@@ -361,10 +366,38 @@ class InstancePool:
 
     # taking and giving back
 
+    def _take_new(self, loop: object) -> _Entry | None:
+        """Make an instance if there is a place for one and it takes no time, None otherwise."""
+        with self._lock:
+            plan = self._plan
+            if (
+                plan.blueprint is None
+                or self._closed
+                or self._idle
+                or self._places >= self._max_instances
+            ):
+                return None
+            if self._loop is not loop:
+                if self._loop is not None:
+                    return None
+                self._loop = loop
+            self._places += 1
+            store = self._enroll(plan.blueprint)
+        entry: _Entry | None = None
+        try:
+            entry = self._make_at_once(plan, plan.blueprint, store)
+        finally:
+            if entry is None:
+                self._leave(None)
+        return entry
+
     async def _take(self) -> _Entry:
         if not at_ease():
             await checkpoint_if_cancelled()
         loop = running_loop()
+        found = self._take_new(loop)
+        if found is not None:
+            return found
         waiter: _Waiter | None = None
         entry: _Entry | None = None
         with self._lock:
@@ -395,7 +428,7 @@ class InstancePool:
         try:
             return (
                 (entry is not None and self._lend(entry))
-                or self._make_alone(self._plan)
+                or self._make_new(self._plan)
                 or await self._make(self._plan)
             )
         except BaseException:
@@ -433,25 +466,38 @@ class InstancePool:
         entry.instance.close()
         return None
 
-    def _make_alone(self, plan: _Plan) -> _Entry | None:
-        """Make an instance that takes no time, None if it would, or there is no room in the pool."""
-        if plan.hosts is None:
+    def _enroll(self, blueprint: Blueprint) -> Store:
+        """Return the store of an instance that is made now. The caller holds the lock."""
+        store = Store._lean(blueprint.engine, self._limits, blueprint.pooled)
+        self._stores[store] = None
+        self._created += 1
+        return store
+
+    def _make_new(self, plan: _Plan) -> _Entry | None:
+        """Make an instance for a place that has been taken; None if that may take longer."""
+        if plan.blueprint is None:
             return None
-        store = Store._lean(plan.module.engine, self._limits, plan.pooled)
-        try:
-            instance = Instance._alone(plan.module, store, plan.hosts)
-        except RangeError:
-            instance = None  # it is found out the long way what it is about
         with self._lock:
-            lent = instance is not None and not self._closed
-            if lent:
-                self._stores[store] = None
-                self._created += 1
-        if instance is None or not lent:
-            store.close()
             self._check_open()
-            return None
-        return _Entry(instance, plan)
+            store = self._enroll(plan.blueprint)
+        return self._make_at_once(plan, plan.blueprint, store)
+
+    def _make_at_once(self, plan: _Plan, blueprint: Blueprint, store: Store) -> _Entry | None:
+        """Make an instance in *store*, which is forgotten if there comes none of it."""
+        instance: Instance | None = None
+        try:
+            instance = Instance._built(plan.module, store, blueprint)
+        except RangeError:
+            pass  # it is found out the long way what it is about
+        except anyio.ClosedResourceError:
+            self._check_open()
+            raise
+        finally:
+            if instance is None:
+                self._forget(store)
+                with self._lock:
+                    self._created -= 1
+        return None if instance is None else _Entry(instance, plan)
 
     async def _make(self, plan: _Plan) -> _Entry:
         store = self._open(plan, plan.pooled)
@@ -510,12 +556,14 @@ class InstancePool:
             return False
         if unfit:
             plan.pooled = False
+            if plan.blueprint is not None:
+                plan.blueprint.pooled = False
         _log.event("pool_not_used", logging.INFO, digest=plan.module.digest, error=str(exc))
         return True
 
     def _give_back(self, entry: _Entry, sound: bool) -> None:
         entry.uses += 1
-        store = entry.instance.store
+        store = entry.instance._store
         kept = False
         try:
             sound = sound and entry.uses < self._max_uses and store.reusable
@@ -530,11 +578,11 @@ class InstancePool:
     def _leave(self, entry: _Entry | None, used: Store | None = None) -> None:
         """Give a place, and *entry* if there is one, to the next in line; *used* has been lent."""
         with self._lock:
-            dropped = self._drop_expired() if self._idle else []
+            dropped = self._drop_expired() if self._idle else _NONE
             if used is not None:
                 del self._stores[used]
             if entry is not None and (self._closed or entry.plan is not self._plan):
-                dropped.append(entry)
+                dropped = [*dropped, entry]
                 entry = None
                 self._discarded += 1
             elif entry is None and used is not None:
@@ -552,9 +600,8 @@ class InstancePool:
                 self._places -= 1
                 if not self._places:
                     self._loop = None
-                    closers, self._closers = self._closers, []
-                    for closer in closers:
-                        closer.wake()
+                    while self._closers:
+                        self._closers.pop().wake()
         if dropped:
             _free(dropped)
 

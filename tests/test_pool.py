@@ -574,6 +574,41 @@ async def test_waiting_task_gets_the_instance_itself() -> None:
         waiting.back.set()
 
 
+BROKEN = """(module (memory 1) (data (i32.const 65536) "x"))"""
+
+
+@on_every_backend
+async def test_instance_that_cannot_be_made_leaves_its_place_and_counts_as_none() -> None:
+    async with aw.InstancePool(module(BROKEN), max_instances=1) as pool:
+        for _ in range(3):  # the first one takes longer than the others
+            with pytest.raises(aw.Trap):
+                async with pool.acquire():
+                    raise AssertionError
+
+        assert facts(pool) == (0, 0, 0)
+        assert pool.statistics().in_use == 0
+        pool.replace(module(COUNTER))
+        async with pool.acquire() as instance:
+            assert instance.exports.count() == 1
+
+
+@on_every_backend
+async def test_every_way_to_a_place_makes_an_instance_of_its_own() -> None:
+    seen = []
+
+    async def use() -> None:
+        async with pool.acquire() as instance:
+            seen.append(instance.exports.count())
+            await checkpoint()
+
+    async with counters() as pool, anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(use)
+
+    assert seen == [1, 1, 1, 1]
+    assert facts(pool) == (4, 0, 4)
+
+
 async def _trap(instance: aw.Instance) -> None:
     with pytest.raises(aw.Trap):
         instance.exports.trap()

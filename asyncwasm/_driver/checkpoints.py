@@ -24,7 +24,8 @@ def at_ease() -> bool:
         task = _current_task()
         if task is None:
             return False
-        record = _records(weakref.ref(task))
+        records = _find_records() if _records is None else _records
+        record = records.get(weakref.ref(task)) if records else None
         return record is None or record.cancel_scope is None
     except (RuntimeError, AttributeError):  # no loop of asyncio runs, or anyio has changed
         return False
@@ -34,28 +35,34 @@ def at_ease() -> bool:
         return at_ease()
 
 
+def loop_at_ease() -> Any:
+    """Return the loop in which the caller is `at_ease`, None if it is not."""
+    return _running_loop() if at_ease() else None
+
+
 def _find_asyncio() -> bool:
-    global _current_task, _sleep
+    global _current_task, _running_loop, _sleep
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
         return False
     _current_task, _sleep = asyncio.current_task, asyncio.sleep
+    _running_loop = asyncio._get_running_loop
     return True
 
 
-def _find_record(task: weakref.ref[Any]) -> Any:
+def _find_records() -> dict[weakref.ref[Any], Any] | None:
     """Return None while the backend has not been loaded: then there is no cancel scope either."""
     global _records
     backend = sys.modules.get(_BACKEND)
-    if backend is None:
-        return None
-    _records = cast(Any, backend)._task_states.data.get
-    return _records(task)
+    if backend is not None:
+        _records = cast(Any, backend)._task_states.data
+    return _records
 
 
 _current_task: Any = None
+_running_loop: Any = None
 _sleep: Any = None
-_records: Any = _find_record  # looks the record of a task up by a weak reference to it
+_records: dict[weakref.ref[Any], Any] | None = None  # of anyio's, by task
 
 
 async def checkpoint() -> None:

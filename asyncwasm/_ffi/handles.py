@@ -21,7 +21,7 @@ from .accelerator import speedups
 from .library import lib
 
 
-class _Process:
+class Process:
     """Counts forks, so that a handle knows whether it was made in this process."""
 
     generation = 0
@@ -33,11 +33,11 @@ class _Process:
 
 def was_forked() -> bool:
     """Return whether this process was forked from one that had loaded the package."""
-    return bool(_Process.generation)
+    return bool(Process.generation)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_Process.forked)
+    os.register_at_fork(after_in_child=Process.forked)
 
 
 class Handle:
@@ -48,12 +48,12 @@ class Handle:
     def __init__(self, pointer: int, delete: str) -> None:
         self.pointer = pointer
         self._delete = getattr(lib, delete)
-        self._generation = _Process.generation
+        self._generation = Process.generation
 
     @property
     def ours(self) -> bool:
         """Whether this process made the handle."""
-        return self._generation == _Process.generation
+        return self._generation == Process.generation
 
     def close(self) -> None:
         """Delete what the pointer points to; idempotent."""
@@ -153,7 +153,7 @@ class _PureGate:
         self.engine = engine  # keeps the engine alive
         self.futures: dict[int, Any] = {}  # pointer -> what must outlive it
         self.dropped: list[Any] = []  # fibers, with what they own, to be freed by who is inside
-        self._generation = _Process.generation
+        self._generation = Process.generation
         self.pointer: int = lib.wasmtime_store_new(engine.pointer, None, None)
         self.context: int = lib.wasmtime_store_context(self.pointer)
         lib.wasmtime_context_set_epoch_deadline(self.context, ticks)
@@ -162,7 +162,7 @@ class _PureGate:
     @property
     def ours(self) -> bool:
         """Whether this process made the store."""
-        return self._generation == _Process.generation
+        return self._generation == Process.generation
 
     def mine(self) -> bool:
         """Whether this thread is known to be inside."""

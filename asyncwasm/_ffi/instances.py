@@ -10,10 +10,11 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .accelerator import speedups
-from .handles import StoreHandle
+from .handles import FAR, Handle, StoreHandle
 from .library import lib
 
 EXTERN_BYTES = 32
@@ -31,6 +32,18 @@ def _instantiate(
     error = lib.wasmtime_instance_new(context, module, vector, len(externs), at, at + 16)
     made = bytes(place)
     return error or 0, int.from_bytes(made[16:24], "little"), made[:16]
+
+
+def _build(
+    engine: Handle,
+    limits: tuple[int, int, int, int, int],
+    stack_bytes: int,
+    code: int,
+    linked: bool,
+) -> tuple[StoreHandle, int, int, bytes]:
+    handle = StoreHandle(engine, FAR, limits, stack_bytes)
+    with handle.lock:
+        return handle, *_instantiate(handle.context, code, ())
 
 
 def _find_export(context: int, instance: bytes, name: bytes) -> bytes:
@@ -61,6 +74,11 @@ instantiate: Callable[[int, int, Sequence[Any]], tuple[int, int, bytes]] = _inst
 # (context, linked module): the same; it has plain host functions only, which only the accelerator
 # knows, and no start function
 instantiate_linked: Callable[[int, int], tuple[int, int, bytes]]
+# (engine, limits, stack bytes, module, whether that is a linked one): a store, as the handle makes
+# it, then the same; nothing is imported, or what it is linked with
+build: Callable[
+    [Handle, tuple[int, int, int, int, int], int, int, bool], tuple[StoreHandle, int, int, bytes]
+] = _build
 # (context, instance, name): the extern
 find_export: Callable[[int, bytes, bytes], bytes] = _find_export
 # (handle, instance, name): the two words of the function, and what identifies it; None if somebody
@@ -70,6 +88,7 @@ find_function: Callable[
 ] = _find_function
 
 if speedups is not None:
+    build = partial(speedups.build, StoreHandle)
     instantiate = speedups.instantiate
     instantiate_linked = speedups.instantiate_linked
     find_export = speedups.find_export

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from .._errors import Interrupted, SuspendError, Trap
+from .._ffi.accelerator import speedups
 from .._ffi.codec import KIND_ANY, KIND_FUNC, NUMBERS, Row, row, wrong_count
 from .._ffi.direct import (
     Direct,
@@ -91,6 +92,7 @@ class Shape:
     __slots__ = (
         "concrete",
         "direct",
+        "export",
         "lengthy",
         "name",
         "opening",
@@ -100,7 +102,13 @@ class Shape:
         "type",
     )
 
-    def __init__(self, type: FunctionType, concrete: Sequence[int] = (), name: str = "") -> None:
+    def __init__(
+        self,
+        type: FunctionType,
+        concrete: Sequence[int] = (),
+        name: str = "",
+        exported_as: str | None = None,
+    ) -> None:
         self.type = type
         self.name = name  # that they begin with
         self.concrete = concrete  # kinds of concrete references among the parameters
@@ -110,6 +118,16 @@ class Shape:
         self.direct = self.parameters.numeric and self.results.numeric
         self.opening = opening(self.parameters, self.results) if self.direct else None
         self.lengthy = 0  # above it while awaited calls of the function take long
+        # What `Direct._exported` takes; None if there is nothing to take it.
+        self.export: tuple[Any, ...] | None = None
+        if exported_as is not None and speedups is not None and self.opening is not None:
+            self.export = (
+                exported_as.encode(),
+                *self.opening,
+                guard.BLOCKING_SECONDS,
+                self,
+                name,
+            )
 
     def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
         """Return what runs the first slice of a call of such a function."""
@@ -182,6 +200,19 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         self._name = shape.name
         self._quick = None
         return self
+
+    @classmethod
+    def _of_export(cls, store: Store, instance: bytes, shape: Shape) -> ExportedFunction | None:
+        """Return the function that *instance* exports, None if it has to be looked up with care."""
+        if shape.export is None:
+            return None
+        known = store.__dict__.get("known") or store.own_known()
+        hosts = store.plain_hosts if store.hosts else None
+        made: ExportedFunction | None = cls._exported(
+            store.handle, instance, shape.export, store, hosts, known.references
+        )
+        known.sweep()
+        return made
 
     def _quick_way(self) -> Quick:
         """Make what runs the first slice of a call; when first wanted: many are never awaited."""

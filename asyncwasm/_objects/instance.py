@@ -11,6 +11,7 @@ from .._binary import Export
 from .._ffi import externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export, exported_function
+from .._runtime.blueprint import Blueprint
 from .._runtime.config import Limits
 from .._runtime.host import HostFunction
 from .._runtime.instantiation import Instantiation, instantiate_now
@@ -35,39 +36,38 @@ class Exports(Mapping[str, Any]):
     Names that are identifiers, and no methods of mappings, are attributes too.
     """
 
-    # What has been asked for is also an attribute, so that it is found at once the next time.
+    # What has been asked for is an attribute, so that it is found at once the next time.
     __slots__ = ("__dict__", "__weakref__", "_home")
 
-    # What has been made, and how the rest is made; not the instance: that would be a cycle.
-    _home: tuple[dict[str, Any], Store, bytes, Module]
+    # What everything is made from, and what cannot be an attribute because methods have its name;
+    # not the instance: that would be a cycle.
+    _home: tuple[Store, bytes, Module, dict[str, Any]]
 
     def __init__(self, store: Store, raw: bytes, module: Module) -> None:
-        _set_home(self, ({}, store, raw, module))
+        _set_home(self, (store, raw, module, {}))
 
     @property
     def _declared(self) -> dict[str, Export]:
-        return self._home[3]._artifact.exports
+        return self._home[2]._artifact.exports
 
     def __getitem__(self, name: str) -> Any:
-        made = self._home[0].get(name)
-        return self._find(self._declared[name]) if made is None else made
+        made = self._home[3] if name in _METHODS else self.__dict__
+        value = made.get(name)
+        if value is None:
+            value = made[name] = self._find(self._declared[name])
+        return value
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is no attribute yet.
-        made, _, _, module = self._home
-        declared = module._artifact.exports.get(name)
+        # Called for what is no attribute yet, so it is not the name of a method.
+        declared = self._declared.get(name)
         if declared is None:
             raise AttributeError(f"the instance has no export {name!r}", name=name, obj=self)
-        value = made.get(name)
-        return self._find(declared) if value is None else value
+        value = self.__dict__[name] = self._find(declared)
+        return value
 
     def _find(self, declared: Export) -> Any:
-        made, store, raw, module = self._home
-        name = declared.name
-        value = made[name] = _export(store, raw, module, declared)
-        if name not in _METHODS:
-            self.__dict__[name] = value
-        return value
+        store, raw, module, _ = self._home
+        return _export(store, raw, module, declared)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"exports are read-only: cannot set {name!r}")
@@ -264,25 +264,21 @@ class Instance:
         return self
 
     @classmethod
-    def _alone(cls, module: Module, store: Store, hosts: Sequence[HostFunction]) -> Instance | None:
+    def _built(cls, module: Module, store: Store, blueprint: Blueprint) -> Instance | None:
         """
-        Instantiate *module*, which `stands_alone`, in *store*, which is new; None: it takes longer.
-
-        It imports *hosts*, which are plain, and nothing else.
+        Instantiate *module* in *store*, which is new, as *blueprint* says; None: it takes longer.
 
         Raises:
             Trap: If a segment does not fit.
             RangeError: If the module needs more of anything than it can have.
         """
-        artifact = module._artifact
-        store.bind(artifact.engine, artifact)
-        if not (store.direct and artifact.has(store.variant)):
+        made = blueprint.build(store)
+        if made is None:
             return None
-        made = instantiate_now(store, artifact, hosts)
         if not isinstance(made, bytes):
-            raise Instantiation(store, artifact, hosts).failed(*made)
+            raise Instantiation(store, module._artifact, blueprint.hosts).failed(*made)
         self = cls.__new__(cls)
-        self._setup(module, store, True, made)
+        self._module, self._store, self._owned, self._raw = module, store, True, made
         return self
 
     def _setup(self, module: Module, store: Store, owned: bool, raw: bytes) -> None:
@@ -351,6 +347,10 @@ class Instance:
 # Not a method: exports that refer to their instance would be a cycle.
 def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
     if declared.kind == "function":
+        shape = module._artifact.shapes.get(declared.name)
+        made = None if shape is None else ExportedFunction._of_export(store, raw, shape)
+        if made is not None:
+            return made
         found = exported_function(store.handle, raw, declared.name)
         if found is not None:
             return _function(store, *found, declared, module)
@@ -376,7 +376,8 @@ def _function(
             type = declared.type
             assert isinstance(type, FunctionType)
             concrete = concrete_kinds(type.parameters, module._artifact.kinds)
-            shape = shapes[declared.name] = Shape(type, concrete, str(declared.index))
+            name = str(declared.index)
+            shape = shapes[declared.name] = Shape(type, concrete, name, declared.name)
         known = ExportedFunction._from_shape(store, raw, shape)
         store.remember(identity, known)
     elif not known._name:  # met in a table before

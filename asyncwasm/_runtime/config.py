@@ -235,3 +235,24 @@ class Limits:
                 raise TypeError(f"expected an int for {field.name}, got {type(value).__name__}")
             if not 0 <= value < 1 << 63:
                 raise ValueError(f"expected {field.name} from 0 to 2**63 - 1, got {value}")
+
+
+# The JS API's limits at run time.
+_MAX_TABLE = 10_000_000  # entries
+_MAX_MEMORY = 1 << 34  # bytes
+
+
+def native_limits(limits: Limits) -> tuple[int, int, int, int, int]:
+    """Return *limits* as the library takes them: -1 is unlimited."""
+    memory, table = limits.memory_bytes, limits.table_elements
+    return (
+        _MAX_MEMORY if memory is None else memory,
+        _MAX_TABLE if table is None else min(table, _MAX_TABLE),
+        -1 if limits.instances is None else limits.instances,
+        -1 if limits.tables is None else limits.tables,
+        -1 if limits.memories is None else limits.memories,
+    )
+
+
+UNLIMITED = Limits()
+UNLIMITED_NATIVE = native_limits(UNLIMITED)

@@ -53,7 +53,7 @@ def instantiate_now(
         handle.close()
     if error or trap:
         return error, trap
-    _created(artifact, started)
+    created(artifact, started)
     return instance
 
 
@@ -95,7 +95,8 @@ def _define(
     linker.define_host(module, name, type, number, plain=definition.plain is not None)
 
 
-def _created(artifact: Artifact, started: float) -> None:
+def created(artifact: Artifact, started: float) -> None:
+    """Say that an instance of *artifact* has been made, to whoever listens."""
     if not _log.heard():
         return
     _log.event(
@@ -230,7 +231,7 @@ class Instantiation(Operation):
         if self.fiber is not None:
             self.outcome()
             self._instance = self.fiber.payload(16)
-        _created(self._artifact, self._started)
+        created(self._artifact, self._started)
         return self._instance
 
     def describe(self) -> str:

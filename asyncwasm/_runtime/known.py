@@ -41,20 +41,24 @@ class Known:
     has been collected is swept out when it may be half of all.
     """
 
-    __slots__ = ("_references", "_sweep_at")
+    __slots__ = ("_sweep_at", "references")
 
     def __init__(self) -> None:
-        self._references: dict[tuple[Any, ...], weakref.ref[Any]] = {}
+        self.references: dict[tuple[Any, ...], weakref.ref[Any]] = {}
         self._sweep_at = 64
 
     def get(self, identity: tuple[Any, ...]) -> Any:
         """Return the object, None if there is none."""
-        reference = self._references.get(identity)
+        reference = self.references.get(identity)
         return None if reference is None else reference()
 
     def __setitem__(self, identity: tuple[Any, ...], value: object) -> None:
-        references = self._references
-        references[identity] = weakref.ref(value)
+        self.references[identity] = weakref.ref(value)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Sweep if it is time, because something has been put there."""
+        references = self.references
         if len(references) >= self._sweep_at:
             for key, reference in list(references.items()):
                 # Whoever has put another one there meanwhile, put one that lives.
@@ -64,7 +68,7 @@ class Known:
 
     def values(self) -> list[Any]:
         """Return those that are alive."""
-        if not self._references:
+        if not self.references:
             return []
-        found = [reference() for reference in list(self._references.values())]
+        found = [reference() for reference in list(self.references.values())]
         return [each for each in found if each is not None]

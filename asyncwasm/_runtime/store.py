@@ -34,7 +34,7 @@ from .._ffi.scope import new_scope_function, root_scope
 from .._ffi.types import function_type as native_function_type
 from .._types import FunctionType, TagType
 from .artifact import Artifact, Variant
-from .config import Limits
+from .config import UNLIMITED, UNLIMITED_NATIVE, Limits, native_limits
 from .engine import Engine, default_engine
 from .host import HostFunction
 from .hostcall import HostCall, innermost
@@ -46,7 +46,6 @@ T = TypeVar("T")
 HANDED_SECONDS = 0.2  # that others wait for a call of which nobody knows yet
 PAUSE_SECONDS = 0.0001
 
-_UNLIMITED = Limits()
 _NONE: list[Any] = []  # stays empty
 _PYTHON_TAG_TYPE = TagType(["externref"])
 
@@ -94,23 +93,25 @@ class Store:
                 speedups.note_deadlines()
         self._sync_deadline_seconds = sync_deadline_seconds
         self._interleave = bool(interleave)
-        self._setup(engine, limits)
+        self._engine = engine
+        if limits is not None:
+            self._limits = limits
+            self._fuel = limits.fuel
 
     @classmethod
     def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
         """Return what the constructor does, for arguments that have been checked."""
         self = cls.__new__(cls)
-        self._setup(engine, limits)
+        self._engine = engine
+        if limits is not None:
+            self._limits = limits
+            self._fuel = limits.fuel
         self.pooled = pooled
         return self
 
-    def _setup(self, engine: Engine | None, limits: Limits | None) -> None:
-        self._engine = engine
-        self._limits = limits or _UNLIMITED
-        self._fuel = self._limits.fuel  # to begin with
-        self._bind_lock = threading.RLock()
-
     # to begin with
+    _limits = UNLIMITED
+    _fuel: int | None = None
     _sync_deadline_seconds: float | None = None
     _interleave = False
     _closed = False
@@ -123,10 +124,11 @@ class Store:
     _raised = False  # whether a Python exception has come out of a guest
     _disturbed = False
     _foreign = False  # whether a host function is not plain
-    known = Known()  # by native name; functions by what they are. Stays empty: see `remember`
+    known = Known()  # by native name; functions by what they are. Stays empty: see `own_known`
     hosts: list[HostFunction] = _NONE
 
     # when they are first wanted; most stores live for one call or two, and need few of them
+    _bind_lock: OnDemand[Any] = OnDemand(lambda _: threading.RLock())
     # one for each `with` around
     _tokens: OnDemand[list[Token[Store | None]]] = OnDemand(lambda _: [])
     _operations: OnDemand[weakref.WeakKeyDictionary[Operation, None]] = OnDemand(
@@ -151,17 +153,20 @@ class Store:
         memory stay readable as long as they live.
         """
         self._closed = True
-        if "root" in self.__dict__:
+        made = self.__dict__  # most stores have been asked for none of these
+        if "root" in made:
             self.root.dismiss()
-        for operation in self._alive():
-            operation.interrupt("closed")
-            operation.dismiss()
-        if "viewed" in self.__dict__:
+        if "_operations" in made:
+            for operation in self._alive():
+                operation.interrupt("closed")
+                operation.dismiss()
+        if "viewed" in made:
             for memory in self.viewed.values():
                 memory._store_closed()
-        if self._native is not None:
-            self._native.detour = True
-            self._native.close()
+        handle = self._native
+        if handle is not None:
+            handle.detour = True
+            handle.close()
 
     def __enter__(self) -> Store:
         self._check_open()
@@ -271,21 +276,29 @@ class Store:
                 limits = self._limits
                 fuel = limits.fuel is not None
                 variant = (artifact or engine).variant(fuel)
-                self._variant = variant = engine.pooled(variant) if self.pooled else variant
+                variant = engine.pooled(variant) if self.pooled else variant
                 handle = StoreHandle(
                     engine.native(variant),
                     FAR,
-                    _UNLIMITED_NATIVE if limits is _UNLIMITED else _native(limits),
+                    UNLIMITED_NATIVE if limits is UNLIMITED else native_limits(limits),
                     engine.direct_stack_bytes,
                 )
-                if fuel:
-                    lib.wasmtime_context_set_fuel(handle.context, self._fuel)
                 if self._sync_deadline_seconds is not None or not self.direct:
                     handle.detour = True
-                handle.quick = True
-                self._native = handle
+                self.adopt(handle, variant)
         assert self._native is not None
         return self._native
+
+    def adopt(self, handle: StoreHandle, variant: Variant) -> None:
+        """Have *handle*, which is new, as the native store, for code of *variant*."""
+        self._variant = variant
+        if self._limits.fuel is not None:
+            lib.wasmtime_context_set_fuel(handle.context, self._fuel)
+        handle.quick = True
+        self._native = handle
+        if self._closed:  # meanwhile, on another thread
+            handle.close()
+            self._check_open()
 
     @property
     def variant(self) -> Variant:
@@ -681,20 +694,25 @@ class Store:
     def add_hosts(self, hosts: Sequence[HostFunction]) -> int:
         """Give *hosts* numbers, and return the first one's."""
         first = len(self.hosts)
-        self.hosts = [*self.hosts, *hosts]
         plain = [host.plain for host in hosts]
-        self.plain_hosts.extend(plain)
+        self.take_hosts([*self.hosts, *hosts], plain)
         handle = self.handle
         if None in plain:
             self._foreign = True
         if speedups is None:
             handle.quick = False
-        elif not handle.hosted:
-            handle.clock = self.engine.ticker.clock
-            handle.hosted = True
         if not self.direct:
             handle.detour = True
         return first
+
+    def take_hosts(self, hosts: list[HostFunction], plain: list[Any]) -> None:
+        """Have *hosts*, the newest of which are *plain* where the accelerator calls them."""
+        self.hosts = hosts
+        self.plain_hosts.extend(plain)
+        handle = self.handle
+        if speedups is not None and not handle.hosted:
+            handle.clock = self.engine.ticker.clock
+            handle.hosted = True
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:
         """Make *host* a function of the store, and return it raw."""
@@ -721,10 +739,14 @@ class Store:
 
     def remember(self, identity: tuple[Any, ...], value: object) -> None:
         """Have *value* be known as long as it lives."""
-        known = self.__dict__.get("known")
+        self.own_known()[identity] = value
+
+    def own_known(self) -> Known:
+        """Return what is `known`, to be added to."""
+        known: Known | None = self.__dict__.get("known")
         if known is None:  # in one step: of several threads that ask at once all get the same
             known = self.__dict__.setdefault("known", Known())
-        known[identity] = value
+        return known
 
     def function_from_raw(self, raw: tuple[int, int]) -> Any:
         identity = externs.function_identity(raw)
@@ -866,23 +888,3 @@ def _check_seconds(seconds: float) -> None:
             f"expected positive and finite sync_deadline_seconds, got {seconds}; "
             "leave it out for no deadline"
         )
-
-
-# The JS API's limits at run time.
-_MAX_TABLE = 10_000_000  # entries
-_MAX_MEMORY = 1 << 34  # bytes
-
-
-def _native(limits: Limits) -> tuple[int, int, int, int, int]:
-    """Return *limits* as the library takes them: -1 is unlimited."""
-    memory, table = limits.memory_bytes, limits.table_elements
-    return (
-        _MAX_MEMORY if memory is None else memory,
-        _MAX_TABLE if table is None else min(table, _MAX_TABLE),
-        -1 if limits.instances is None else limits.instances,
-        -1 if limits.tables is None else limits.tables,
-        -1 if limits.memories is None else limits.memories,
-    )
-
-
-_UNLIMITED_NATIVE = _native(_UNLIMITED)

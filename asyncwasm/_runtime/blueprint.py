@@ -1,0 +1,109 @@
+"""What new instances are made from where nothing runs long or waits: looked up once for many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from .._ffi.handles import Handle, Process
+from .._ffi.instances import build
+from .artifact import Artifact, Variant
+from .config import Limits, native_limits
+from .host import HostFunction
+from .instantiation import created
+from .store import Store
+
+
+class _Parts(NamedTuple):
+    generation: int  # of the process
+    base: Variant  # that the artifact had when the rest was looked up
+    variant: Variant  # that stores get
+    kept: tuple[Handle, Handle | None]  # the code, and that with the host functions, if any
+    arguments: tuple[Handle, tuple[int, int, int, int, int], int, int, bool]  # of `build`
+
+
+class Blueprint:
+    """
+    An artifact, and the host functions that it imports: one step makes a store with its instance.
+
+    Args:
+        artifact: What stands alone.
+        hosts: All that it imports; they are plain.
+        limits: Of the stores.
+        pooled: Whether their memory comes from the engine's pool, if there is one.
+    """
+
+    __slots__ = (
+        "_artifact",
+        "_fits",
+        "_fuel",
+        "_limits",
+        "_parts",
+        "_plain",
+        "engine",
+        "hosts",
+        "pooled",
+    )
+
+    def __init__(
+        self, artifact: Artifact, hosts: Sequence[HostFunction], limits: Limits, pooled: bool
+    ) -> None:
+        self._artifact = artifact
+        self._limits = native_limits(limits)
+        self._fuel = limits.fuel is not None
+        self._fits = artifact.engine.fits_threads and not (hosts and artifact.holds_references)
+        self._plain: list[Any] = [host.plain for host in hosts]
+        self._parts: _Parts | None = None
+        self.engine = artifact.engine
+        self.hosts = list(hosts)
+        self.pooled = pooled
+
+    def build(self, store: Store) -> bytes | tuple[int, int] | None:
+        """
+        Make the native store of *store*, which is new and of the same limits, with an instance.
+
+        Returns:
+            The instance; the error and the trap that it has failed with; or None if it takes
+            longer, because some part has to be made first.
+        """
+        started = perf_counter()
+        artifact, parts = self._artifact, self._parts
+        if parts is None or parts.generation != Process.generation or artifact.starts_baseline:
+            parts = self._parts = self._find(parts)
+            if parts is None:
+                return None
+        handle, error, trap, instance = build(*parts.arguments)
+        store.adopt(handle, parts.variant)
+        if self.hosts:
+            store.take_hosts(self.hosts, self._plain)
+        if artifact.holds_references:
+            handle.guarded = True
+        if error or trap:
+            return error, trap
+        created(artifact, started)
+        return instance
+
+    def _find(self, known: _Parts | None) -> _Parts | None:
+        """Return what an instance is made from, None if something is not there yet."""
+        artifact, engine = self._artifact, self.engine
+        base = artifact.variant(self._fuel)
+        if known is not None and known[:2] == (Process.generation, base):
+            return known
+        if not self._fits:
+            return None
+        variant = engine.pooled(base) if self.pooled else base
+        if not artifact.has(variant):
+            return None
+        code = artifact.native(variant)
+        linked = artifact.links.get(variant) if self.hosts else (code, None)
+        if linked is None or linked[0] is not code:
+            return None
+        arguments = (
+            engine.native(variant),
+            self._limits,
+            engine.direct_stack_bytes,
+            (linked[1] or code).pointer,
+            linked[1] is not None,
+        )
+        return _Parts(Process.generation, base, variant, linked, arguments)
