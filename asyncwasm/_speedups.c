@@ -5,7 +5,8 @@
  * a plain int or float is left to Python ("detour", or a value handed back for the slow way).
  * Rule 2: it is handed the addresses of the library's functions and knows none of its headers.
  * Rule 3: the callbacks that run on a fiber call no Python, except `action`, which is ours.
- * Rule 4: everything but the guest runs with the GIL held; a Gate is a flag that the GIL guards.
+ * Rule 4: everything but the guest and the clock runs with the GIL held; a Gate is a flag that the
+ * GIL guards.
  * Rule 5: a plain host function is an ordinary one of the library's. Called by a guest on its
  * thread's own stack it runs there (Activation); called on a fiber it calls the store's `waiter`,
  * the one function that suspends. Python code runs outside of the store in both cases.
@@ -31,7 +32,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 12 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 13 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -58,9 +59,10 @@ static struct {
     void (*trap_delete)(void *);
     void *(*error_new)(const char *);
     void (*error_delete)(void *);
+    void (*increment_epoch)(void *);
 } api;
 
-#define FUNCTIONS 17
+#define FUNCTIONS 18
 _Static_assert(sizeof(api) == FUNCTIONS * sizeof(void *), "bind() fills it as an array");
 
 #define NEAR 1 /* ticks; handles.py knows them too */
@@ -106,11 +108,37 @@ fine_seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+#if defined(_WIN32) && !defined(CREATE_WAITABLE_TIMER_HIGH_RESOLUTION)
+#define CREATE_WAITABLE_TIMER_HIGH_RESOLUTION 2
+#endif
+
+static void
+sleep_milliseconds(int milliseconds)
+{
+#if defined(_WIN32)
+    LARGE_INTEGER due = {.QuadPart = -10000LL * milliseconds};
+    HANDLE timer = CreateWaitableTimerExW(NULL, NULL, CREATE_WAITABLE_TIMER_HIGH_RESOLUTION,
+                                          TIMER_ALL_ACCESS);
+    if (timer != NULL && SetWaitableTimer(timer, &due, 0, NULL, NULL, FALSE)) {
+        WaitForSingleObject(timer, INFINITE);
+    }
+    else { /* an old system, on which this takes longer */
+        Sleep((DWORD)milliseconds);
+    }
+    if (timer != NULL) {
+        CloseHandle(timer);
+    }
+#else
+    struct timespec moment = {0, 1000000L * milliseconds};
+    nanosleep(&moment, NULL);
+#endif
+}
+
 /* a moment, for others to run in */
 static void
 nap(void)
 {
-#if defined(_MSC_VER)
+#if defined(_WIN32)
     Sleep(0);
 #else
     struct timespec moment = {0, 20000};
@@ -118,9 +146,14 @@ nap(void)
 #endif
 }
 
-/* ---- the thread's own stack ---- */
+/* What this thread does, in one place: looking for it takes a moment. */
+static THREAD_LOCAL struct {
+    char *stack_end; /* the lowest address; the first one there is, if unknown */
+    struct head *polled; /* the fiber that is being polled */
+    struct Activation *running; /* the innermost call on the thread's own stack */
+} here;
 
-static THREAD_LOCAL char *stack_end; /* the lowest address; the first one there is, if unknown */
+/* ---- the thread's own stack ---- */
 
 static char *
 find_stack_end(void)
@@ -152,11 +185,11 @@ find_stack_end(void)
 static bool
 has_stack(size_t bytes)
 {
-    char here;
-    if (stack_end == NULL) {
-        stack_end = find_stack_end();
+    char place;
+    if (here.stack_end == NULL) {
+        here.stack_end = find_stack_end();
     }
-    return (uintptr_t)&here > (uintptr_t)stack_end + bytes;
+    return (uintptr_t)&place > (uintptr_t)here.stack_end + bytes;
 }
 
 /* An address of the library's; NULL with an exception if it is none. */
@@ -187,9 +220,11 @@ typedef struct {
     bool detour;  /* a direct call must look closer before it enters */
     bool guarded; /* guests of the store can hold references */
     bool hosted;  /* guests of the store can call host functions */
+    bool lingers; /* an instruction of its guests can take long */
     bool near;    /* the guest yields at the next tick */
     bool pending; /* whoever is inside has to finish the closing */
     bool quick;   /* an awaited call may begin before anybody knows about it */
+    bool soon;    /* the deadline comes at the next tick, or has passed */
     bool roomless; /* a guest is inside whose call has no operation, which would have the room */
     bool waitable; /* there is a `waiter` */
     bool yields;  /* the native store asks what to do when the deadline has come */
@@ -202,7 +237,7 @@ typedef struct {
     char *top;          /* where the outermost of these calls has begun, or NULL */
     void *store, *context;
     PyObject *engine;  /* is kept alive */
-    PyObject *clock;   /* which has to run while calls with hosts do, or NULL */
+    PyObject *clock;   /* a Clock, or NULL while nothing can be called */
     PyObject *futures; /* dict: pointer -> what must outlive it; NULL until there is one */
     PyObject *answering; /* what runs a host before anybody knows of the call, or NULL */
     PyObject *dropped; /* list of fibers, with what they own, to be freed by who is inside; likewise */
@@ -221,10 +256,10 @@ static PyTypeObject Gate_Type;
 static bool
 fits(const Gate *self)
 {
-    char here;
+    char place;
     return has_stack(self->stack_bytes) &&
            (self->top == NULL ||
-            (uintptr_t)self->top - (uintptr_t)&here < self->stack_bytes / 3);
+            (uintptr_t)self->top - (uintptr_t)&place < self->stack_bytes / 3);
 }
 
 static PyObject *
@@ -565,7 +600,27 @@ Gate_get_dropped(Gate *self, void *unused)
     return Py_XNewRef(self->dropped);
 }
 
+static PyTypeObject Clock_Type;
+
+static PyObject *
+Gate_get_clock(Gate *self, void *unused)
+{
+    return Py_NewRef(self->clock == NULL ? Py_None : self->clock);
+}
+
+static int
+Gate_set_clock(Gate *self, PyObject *clock, void *unused)
+{
+    if (clock == NULL || !Py_IS_TYPE(clock, &Clock_Type)) {
+        PyErr_SetString(PyExc_TypeError, "expected a clock");
+        return -1;
+    }
+    Py_XSETREF(self->clock, Py_NewRef(clock));
+    return 0;
+}
+
 static PyGetSetDef Gate_getset[] = {
+    {"clock", (getter)Gate_get_clock, (setter)Gate_set_clock, NULL, NULL},
     {"context", (getter)Gate_get_context, NULL, NULL, NULL},
     {"dropped", (getter)Gate_get_dropped, NULL, NULL, NULL},
     {"futures", (getter)Gate_get_futures, NULL, NULL, NULL},
@@ -581,19 +636,20 @@ static PyMemberDef Gate_members[] = {
     {"detour", T_BOOL, offsetof(Gate, detour), 0, NULL},
     {"guarded", T_BOOL, offsetof(Gate, guarded), 0, NULL},
     {"hosted", T_BOOL, offsetof(Gate, hosted), 0, NULL},
+    {"lingers", T_BOOL, offsetof(Gate, lingers), 0, NULL},
     {"near", T_BOOL, offsetof(Gate, near), 0, NULL},
     {"pending", T_BOOL, offsetof(Gate, pending), 0, NULL},
     {"quick", T_BOOL, offsetof(Gate, quick), 0, NULL},
     {"open", T_BOOL, offsetof(Gate, open), READONLY, NULL},
     {"roomless", T_BOOL, offsetof(Gate, roomless), 0, NULL},
     {"standing", T_INT, offsetof(Gate, standing), READONLY, NULL},
+    {"soon", T_BOOL, offsetof(Gate, soon), 0, NULL},
     {"stride", T_ULONGLONG, offsetof(Gate, stride), 0, NULL},
     {"views", T_INT, offsetof(Gate, views), 0, NULL},
     {"waitable", T_BOOL, offsetof(Gate, waitable), READONLY, NULL},
     {"waits", T_BOOL, offsetof(Gate, waits), 0, NULL},
     {"yields", T_BOOL, offsetof(Gate, yields), 0, NULL},
     {"answering", T_OBJECT, offsetof(Gate, answering), READONLY, NULL},
-    {"clock", T_OBJECT, offsetof(Gate, clock), 0, NULL},
     {"engine", T_OBJECT, offsetof(Gate, engine), READONLY, NULL},
     {"handed", T_OBJECT, offsetof(Gate, handed), 0, NULL},
     {"handed_by", T_ULONG, offsetof(Gate, handed_by), 0, NULL},
@@ -853,13 +909,33 @@ raise_made(PyObject *exc)
     }
 }
 
-/* ---- Clock: what a ticker and quick calls tell each other; see quick.py ---- */
+/*
+ * ---- Clock: what advances the epoch of an engine, on a thread of its own; see clock.py ----
+ *
+ * The thread knows nothing of Python, so that it ticks while a guest holds the GIL. What both sides
+ * change is changed under `beats`; the flags, a byte each, are said without it, as in clock.py.
+ */
+
+static PyThread_type_lock beats; /* one for all clocks, held for as long as a tick takes */
+
+#define TICK_SECONDS 0.001 /* clock.py knows it too */
+#define IDLE_TICKS 100
+#define REST_SECONDS 5
+#define LATE_TICKS 1000 /* from which on the process must have been stopped, and its guests too */
 
 typedef struct {
     PyObject_HEAD
-    bool alert, needed, parked, wanted;
-    int manual;
-    unsigned long long ticks;
+    volatile bool needed, parked, unseen;
+    bool ticking; /* there is a thread */
+    bool ending, posted;
+    volatile int manual, holders;
+    volatile unsigned long long ticks;
+    double ticked; /* when the last tick was due */
+    void **engines;
+    size_t count;
+    PyObject *handles; /* list of what keeps the engines, or NULL */
+    PyThread_type_lock wake; /* what a parked thread waits for: released once if `posted` */
+    uint64_t generation;
 } Clock;
 
 static THREAD_LOCAL struct {
@@ -873,8 +949,226 @@ Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Clock *self = (Clock *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->parked = true;
+        self->generation = generation;
+        self->wake = PyThread_allocate_lock();
+        if (self->wake == NULL) {
+            Py_DECREF(self);
+            return PyErr_NoMemory();
+        }
+        PyThread_acquire_lock(self->wake, WAIT_LOCK);
     }
     return (PyObject *)self;
+}
+
+/* Rest until somebody wakes the clock; false if nobody has for long. Holds `beats`. */
+static bool
+rest(Clock *self)
+{
+    PyThread_release_lock(beats);
+    PyLockStatus woken =
+        PyThread_acquire_lock_timed(self->wake, (PY_TIMEOUT_T)REST_SECONDS * 1000000, 0);
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    if (woken != PY_LOCK_ACQUIRED && self->posted) { /* just now */
+        PyThread_acquire_lock(self->wake, WAIT_LOCK);
+        woken = PY_LOCK_ACQUIRED;
+    }
+    if (woken == PY_LOCK_ACQUIRED) {
+        self->posted = false;
+    }
+    return woken == PY_LOCK_ACQUIRED || !self->parked;
+}
+
+/* Tick once, and as often as it should have happened before. Holds `beats`. */
+static void
+beat(Clock *self)
+{
+    double now = fine_seconds(), due = (double)(long long)((now - self->ticked) / TICK_SECONDS);
+    if (due >= 0 && due <= LATE_TICKS) {
+        self->ticked += due * TICK_SECONDS;
+    }
+    else {
+        due = 1;
+        self->ticked = now;
+    }
+    self->ticks += (unsigned long long)due;
+    if (self->manual && !self->unseen) {
+        return;
+    }
+    for (size_t index = 0; index < self->count; index++) {
+        for (double done = 0; done < due; done++) {
+            api.increment_epoch(self->engines[index]);
+        }
+    }
+}
+
+/* The thread. It ends when it has rested for long, or is told to. */
+static void
+run_clock(void *argument)
+{
+    Clock *self = argument;
+    int idle = 0;
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    while (!self->ending) {
+        if (self->parked) {
+            if (!rest(self)) {
+                break;
+            }
+            continue;
+        }
+        PyThread_release_lock(beats);
+        sleep_milliseconds(1);
+        PyThread_acquire_lock(beats, WAIT_LOCK);
+        if (self->ending) {
+            break;
+        }
+        beat(self);
+        if (self->needed || self->holders) {
+            self->needed = false;
+            idle = 0;
+        }
+        else if (++idle >= IDLE_TICKS) {
+            idle = 0;
+            self->parked = true;
+            /* Who has not seen that yet has said `needed`, which will be seen here a tick later. */
+            PyThread_release_lock(beats);
+            sleep_milliseconds(1);
+            PyThread_acquire_lock(beats, WAIT_LOCK);
+            if (self->parked && !self->ending) {
+                beat(self);
+                self->parked = !(self->needed || self->holders);
+            }
+        }
+    }
+    self->ticking = false; /* whoever waits for that goes on when `beats` is free */
+    PyThread_release_lock(beats);
+}
+
+/* Have the thread look at what it is to do. Holds `beats`. */
+static void
+post(Clock *self)
+{
+    if (!self->posted) {
+        self->posted = true;
+        PyThread_release_lock(self->wake);
+    }
+}
+
+/*
+ * Tick from when the thread has woken up; false if there can be none. Without engines it stays parked:
+ * nobody must take it for one that ends what holds the GIL.
+ */
+static bool
+wake_clock(Clock *self)
+{
+    bool possible = true;
+    if (!self->parked || self->count == 0 || self->generation != generation) {
+        return true;
+    }
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    if (!self->ticking && !self->ending) {
+        possible = PyThread_start_new_thread(run_clock, self) != PYTHREAD_INVALID_THREAD_ID;
+        self->ticking = possible; /* else whoever needs it next tries again */
+    }
+    if (self->ticking && self->parked && !self->ending && self->count) {
+        self->ticked = fine_seconds();
+        self->parked = false;
+        post(self);
+    }
+    PyThread_release_lock(beats);
+    return possible;
+}
+
+static PyObject *
+Clock_wake(Clock *self, PyObject *unused)
+{
+    if (!wake_clock(self)) {
+        PyErr_SetString(PyExc_RuntimeError, "can't start the thread of a clock");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* End the thread, wait for that, and touch no engine again. */
+static void
+stop_clock(Clock *self)
+{
+    if (self->generation != generation) {
+        return; /* the thread has stayed behind in another process */
+    }
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    self->parked = true;
+    self->count = 0;
+    while (self->ticking) { /* nobody starts one while it is ending, but behind somebody else's end */
+        self->ending = true;
+        post(self);
+        PyThread_release_lock(beats);
+        Py_BEGIN_ALLOW_THREADS
+        nap();
+        Py_END_ALLOW_THREADS
+        PyThread_acquire_lock(beats, WAIT_LOCK);
+    }
+    self->ending = false;
+    self->count = 0; /* whoever has come with one meanwhile has come too late */
+    PyThread_release_lock(beats);
+    Py_CLEAR(self->handles);
+}
+
+static PyObject *
+Clock_stop(Clock *self, PyObject *unused)
+{
+    stop_clock(self);
+    Py_RETURN_NONE;
+}
+
+static void
+Clock_dealloc(Clock *self)
+{
+    if (self->wake != NULL) {
+        stop_clock(self);
+        if (self->generation == generation) {
+            PyThread_free_lock(self->wake);
+        }
+    }
+    Py_CLEAR(self->handles);
+    PyMem_RawFree(self->engines);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* add(engine): advance it, too, until `stop` */
+static PyObject *
+Clock_add(Clock *self, PyObject *handle)
+{
+    PyObject *pointer = PyObject_GetAttr(handle, name_pointer);
+    void *engine = pointer == NULL ? NULL : take_address(pointer);
+    Py_XDECREF(pointer);
+    if (engine == NULL) {
+        return NULL;
+    }
+    if (self->handles == NULL) {
+        self->handles = PyList_New(0);
+    }
+    if (self->handles == NULL || PyList_Append(self->handles, handle) < 0) {
+        return NULL;
+    }
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    void **engines = PyMem_RawRealloc(self->engines, (self->count + 1) * sizeof(void *));
+    if (engines != NULL) {
+        self->engines = engines;
+        engines[self->count++] = engine;
+    }
+    PyThread_release_lock(beats);
+    if (engines == NULL) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+/* Seconds by which the next tick is late, or will come after the last. */
+static PyObject *
+Clock_late(Clock *self, PyObject *unused)
+{
+    double late = fine_seconds() - self->ticked;
+    return PyFloat_FromDouble(late >= 0 && late < LATE_TICKS * TICK_SECONDS ? late : 0.0);
 }
 
 static int
@@ -883,15 +1177,16 @@ streak(Clock *self, bool ran)
     if (self->manual) {
         return 0;
     }
-    if (!ran && self->ticks - turn.last > 1) { /* a pause, or another clock */
-        turn.since = self->ticks;
+    unsigned long long now = self->ticks;
+    if (!ran && now - turn.last > 1) { /* a pause, or another clock */
+        turn.since = now;
         turn.watched = false;
     }
-    turn.last = self->ticks;
+    turn.last = now;
     if (!turn.watched) {
-        return self->ticks > turn.since ? OLD : 0;
+        return now > turn.since ? OLD : 0;
     }
-    return self->ticks - turn.since >= OVER ? OVER : 0;
+    return now - turn.since >= OVER ? OVER : 0;
 }
 
 static PyObject *
@@ -916,19 +1211,23 @@ Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
 }
 
 static PyMethodDef Clock_methods[] = {
-    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
-    {"watched", (PyCFunction)Clock_watched, METH_NOARGS, NULL},
+    {"add", (PyCFunction)Clock_add, METH_O, NULL},
+    {"late", (PyCFunction)Clock_late, METH_NOARGS, NULL},
     {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
+    {"stop", (PyCFunction)Clock_stop, METH_NOARGS, NULL},
+    {"streak", (PyCFunction)(void (*)(void))Clock_streak, METH_FASTCALL, NULL},
+    {"wake", (PyCFunction)Clock_wake, METH_NOARGS, NULL},
+    {"watched", (PyCFunction)Clock_watched, METH_NOARGS, NULL},
     {NULL},
 };
 
 static PyMemberDef Clock_members[] = {
-    {"alert", T_BOOL, offsetof(Clock, alert), 0, NULL},
-    {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
-    {"parked", T_BOOL, offsetof(Clock, parked), 0, NULL},
+    {"holders", T_INT, offsetof(Clock, holders), 0, NULL},
     {"manual", T_INT, offsetof(Clock, manual), 0, NULL},
-    {"ticks", T_ULONGLONG, offsetof(Clock, ticks), 0, NULL},
-    {"wanted", T_BOOL, offsetof(Clock, wanted), 0, NULL},
+    {"needed", T_BOOL, offsetof(Clock, needed), 0, NULL},
+    {"parked", T_BOOL, offsetof(Clock, parked), READONLY, NULL},
+    {"ticks", T_ULONGLONG, offsetof(Clock, ticks), READONLY, NULL},
+    {"unseen", T_BOOL, offsetof(Clock, unseen), 0, NULL},
     {NULL},
 };
 
@@ -938,6 +1237,7 @@ static PyTypeObject Clock_Type = {
     .tp_basicsize = sizeof(Clock),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = Clock_new,
+    .tp_dealloc = (destructor)Clock_dealloc,
     .tp_methods = Clock_methods,
     .tp_members = Clock_members,
 };
@@ -1027,8 +1327,6 @@ typedef struct {
     void (*finalizer)(void *);
 } continuation;
 
-static THREAD_LOCAL head *polled;
-
 typedef struct {
     PyObject_HEAD
     PyObject *memory; /* bytes, used as raw memory; the store's handle holds it too */
@@ -1050,11 +1348,11 @@ on_step(void *env)
     head *self = env;
     head *child = self->child;
     if (child != NULL) {
-        head *previous = polled;
-        polled = child;
+        head *previous = here.polled;
+        here.polled = child;
         child->guarded = self->guarded;
         child->finished = api.poll(child->future);
-        polled = previous;
+        here.polled = previous;
         return false;
     }
     if (self->fiber != NULL) {
@@ -1084,7 +1382,7 @@ static void
 on_wait(void *env, void *caller, const void *arguments, size_t count, void *results,
         size_t result_count, void **trap, continuation *next)
 {
-    head *self = polled;
+    head *self = here.polled;
     self->flag = 0;
     self->requested = 1;
     self->dispatching = self->guarded;
@@ -1099,7 +1397,7 @@ static void
 on_import(void *env, void *caller, const void *arguments, size_t count, void *results,
           size_t result_count, void **trap, continuation *next)
 {
-    head *self = polled;
+    head *self = here.polled;
     self->host = (uint64_t)(uintptr_t)env;
     self->arguments = (uint64_t)(uintptr_t)arguments;
     self->results = (uint64_t)(uintptr_t)results;
@@ -1112,18 +1410,16 @@ new_trap(const char *text)
     return api.trap_new(text, strlen(text));
 }
 
-typedef struct Activation Activation;
-static THREAD_LOCAL Activation *running;
-static void *host_on_stack(Activation *, size_t, unsigned char *);
+static void *host_on_stack(struct Activation *, size_t, unsigned char *);
 
 /* The guest has called a plain host function, with raw values; returns a trap, or NULL. */
 static void *
 on_host(void *env, void *caller, unsigned char *values, size_t count)
 {
-    head *self = polled;
+    head *self = here.polled;
     if (self == NULL) {
-        return running == NULL ? new_trap("a host function was called by nobody")
-                               : host_on_stack(running, (size_t)(uintptr_t)env, values);
+        return here.running == NULL ? new_trap("a host function was called by nobody")
+                               : host_on_stack(here.running, (size_t)(uintptr_t)env, values);
     }
     Gate *gate = self->gate;
     if (!gate->waitable) {
@@ -1250,12 +1546,12 @@ Fiber_begin_call(Fiber *self, PyObject *args)
 static bool
 poll_now(head *own)
 {
-    head *previous = polled;
-    polled = own;
+    head *previous = here.polled;
+    here.polled = own;
     PyThreadState *thread = PyEval_SaveThread();
     bool done = api.poll(own->future);
     PyEval_RestoreThread(thread);
-    polled = previous;
+    here.polled = previous;
     if (done) {
         own->finished = 1;
     }
@@ -1774,29 +2070,61 @@ static PyTypeObject Direct_Type;
 /*
  * Activation: a call on its thread's own stack, whose guest may call host functions.
  *
- * While one of them runs, nobody is inside of the store, so that everything can be done with it that
- * can be done while a fiber waits, but two: on other threads nothing may begin, and the store is
+ * It begins with the GIL held, which takes as long to let go of and to take back as a short call
+ * does. At the next tick the guest lets go of it: so others wait for it no longer than for a tick.
+ *
+ * While a host function runs, nobody is inside of the store, so that everything can be done with it
+ * that can be done while a fiber waits, but two: on other threads nothing may begin, and the store is
  * not deleted, before the guest has gone on (`standing`). Exceptions that the guest must not see
  * are `raised` once it has been unwound.
  */
-struct Activation {
-    Activation *outer; /* of this thread */
+typedef struct Activation {
+    struct Activation *outer; /* of this thread */
     Direct *function;
-    PyThreadState *thread;
-    PyObject *entry;  /* what `current_call` was at the beginning; NULL until a host has run */
-    PyObject *call;   /* for whom hosts run, NULL until somebody asks */
+    PyThreadState *thread; /* without the GIL; NULL: the guest holds it */
+    bool holds;            /* whether it does, until the next tick */
+    unsigned beats;        /* ticks that the guest has met */
+    double since;          /* when it met the first one */
+    PyObject *entry;       /* what `current_call` was at the beginning; NULL until a host has run */
+    PyObject *call;        /* for whom hosts run, NULL until somebody asks */
     PyObject *raised;
-};
+} Activation;
 
-/* After which a guest on a thread's own stack looks for signals; less than the ticker's rest. */
-#define SIGNAL_TICKS 40
+#define SIGNAL_BEATS 40 /* after which a guest on a thread's own stack looks for signals */
 
-/* Come out of the store, and take the GIL. */
+/* Whether guests of the store may hold the GIL until the next tick: there is sure to be one. */
+static inline bool
+may_hold(const Gate *gate)
+{
+    const Clock *clock = (const Clock *)gate->clock;
+    return !(gate->lingers || gate->waits || gate->guarded || clock->parked || clock->manual);
+}
+
+/* Go inside with the clock running. Nobody is there. */
+static inline void
+run_on(Activation *self)
+{
+    Gate *gate = self->function->callee.gate;
+    ((Clock *)gate->clock)->needed = true; /* before the look whether it is parked */
+    self->holds = may_hold(gate);
+    if (!gate->soon) {
+        gate->soon = true;
+        api.set_deadline(gate->context, NEAR);
+    }
+    gate->near = false;
+    go_inside(gate, true);
+    self->thread = self->holds ? NULL : PyEval_SaveThread();
+}
+
+/* Come out of the store, and have the GIL. */
 static void
 step_out(Activation *self)
 {
     Gate *gate = self->function->callee.gate;
-    PyEval_RestoreThread(self->thread);
+    if (self->thread != NULL) {
+        PyEval_RestoreThread(self->thread);
+        self->thread = NULL;
+    }
     gate->inside = gate->roomless = false;
     gate->standing++;
     gate->handed_by = PyThread_get_thread_ident();
@@ -1827,9 +2155,7 @@ step_in(Activation *self)
         keep_raised(self);
     }
     gate->standing--;
-    go_inside(gate, true);
-    gate->near = false;
-    self->thread = PyEval_SaveThread();
+    run_on(self);
 }
 
 /* Whether the store has been closed meanwhile; notes an exception, the one on its way if there is. */
@@ -1910,30 +2236,78 @@ host_on_stack(Activation *self, size_t number, unsigned char *values)
     return new_trap("ended by what a host function has raised");
 }
 
+static PyObject *count_greenlets; /* says how many threads have used greenlets; NULL: unknown */
+
+/* Whether stacks may be exchanged while Python code runs; see greenlets_switch in direct.py. */
+static bool
+greenlets_switch(void)
+{
+    PyObject *module = PyDict_GetItemWithError(PyImport_GetModuleDict(), name_greenlet);
+    if (module == NULL) {
+        return false;
+    }
+    if (count_greenlets == NULL) {
+        PyObject *inner = PyObject_GetAttrString(module, "_greenlet");
+        count_greenlets =
+            inner == NULL ? NULL : PyObject_GetAttrString(inner, "get_total_main_greenlets");
+        Py_XDECREF(inner);
+    }
+    PyObject *count = count_greenlets == NULL ? NULL : PyObject_CallNoArgs(count_greenlets);
+    bool some = count == NULL || PyObject_IsTrue(count) != 0;
+    PyErr_Clear();
+    Py_XDECREF(count);
+    return some;
+}
+
+/* The guest has met a tick; false: it is to be ended. */
+static bool
+meet_tick(Activation *self)
+{
+    if (self->thread == NULL) { /* now others may have it */
+        self->thread = PyEval_SaveThread();
+    }
+    if (self->beats++ == 0) {
+        self->since = coarse_seconds();
+    }
+    if (self->beats % SIGNAL_BEATS == 0) {
+        Gate *gate = self->function->callee.gate;
+        step_out(self);
+        /* The library has taken its own while it is called. A handler may call into the store. */
+        api.store_on_deadline(gate->store, on_deadline, gate, NULL);
+        if (!greenlets_switch() && PyErr_CheckSignals() < 0) {
+            keep_raised(self);
+        }
+        is_gone(self);
+        step_in(self);
+        if (self->thread == NULL) {
+            self->thread = PyEval_SaveThread();
+        }
+    }
+    return self->raised == NULL;
+}
+
 /*
- * The deadline of a guest has come: a fiber yields. A call on a thread's own stack cannot; if it is
- * there to look for signals it goes on, and else the library ends it, which is its own deadline.
+ * The deadline of a guest has come. A fiber yields. A call on a thread's own stack cannot: it goes
+ * on, with the next tick as its deadline. Any other has a deadline of its own, and the library ends
+ * it.
  */
 static void *
 on_deadline(void *context, void *data, uint64_t *ticks, uint8_t *kind)
 {
     Gate *gate = data;
-    Activation *self = running;
-    if (polled != NULL || self == NULL || self->function->callee.gate != gate) {
+    Activation *self = here.running;
+    if (here.polled != NULL || self == NULL || self->function->callee.gate != gate) {
+        gate->soon = gate->stride <= NEAR;
         *ticks = gate->stride;
         *kind = 1; /* yield, and go on then */
         return NULL;
     }
-    step_out(self);
-    if (PyErr_CheckSignals() < 0) {
-        keep_raised(self);
-    }
-    is_gone(self);
-    step_in(self);
-    ((Clock *)gate->clock)->wanted = true; /* for as long as the guest runs */
-    *ticks = SIGNAL_TICKS;
+    bool goes_on = meet_tick(self);
+    ((Clock *)gate->clock)->needed = true;
+    gate->soon = true;
+    *ticks = NEAR;
     *kind = 0;
-    return self->raised == NULL ? NULL : api.error_new("ended by a signal handler");
+    return goes_on ? NULL : api.error_new("ended by a signal handler");
 }
 
 /* What stands for the activation, made now if nobody has asked yet. */
@@ -1955,7 +2329,7 @@ stack_call(Activation *self)
 static PyObject *
 innermost(PyObject *module, PyObject *call)
 {
-    Activation *self = running;
+    Activation *self = here.running;
     /* Whoever has begun in the guest's hosts since then has set the variable. */
     return Py_XNewRef(self == NULL || self->entry != call ? call : stack_call(self));
 }
@@ -1964,7 +2338,7 @@ innermost(PyObject *module, PyObject *call)
 static PyObject *
 find_stack_call(PyObject *module, PyObject *gate)
 {
-    Activation *self = running;
+    Activation *self = here.running;
     while (self != NULL && (PyObject *)self->function->callee.gate != gate) {
         self = self->outer;
     }
@@ -2030,44 +2404,37 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
 {
     Callee *callee = &self->callee;
     Gate *gate = callee->gate;
-    bool hosted = gate->hosted;
+    Clock *clock = (Clock *)gate->clock;
     void *trap = NULL;
-    Activation own = {.function = self};
-    double started = coarse_seconds();
+    Activation own = {.outer = here.running, .function = self};
+    head *polled = here.polled; /* whose action has come here by way of a finalizer */
+    if (clock->parked) {
+        wake_clock(clock); /* if that is impossible, nobody looks for signals */
+    }
+    /* Where no host runs and no tick is met, it has not taken long. */
+    bool timed = gate->hosted || !may_hold(gate) || self->hold_seconds < TICK_SECONDS;
+    double started = timed ? coarse_seconds() : 0;
     Py_INCREF(self); /* the guest may outlive every other reference */
-    if (hosted) {
-        begin_yielding(gate);
-        gate->near = false;
-        api.set_deadline(gate->context, SIGNAL_TICKS);
-        ((Clock *)gate->clock)->wanted = true;
-        own.outer = running;
-        running = &own;
-        if (gate->top == NULL) {
-            gate->top = (char *)&own;
-        }
+    begin_yielding(gate);
+    here.polled = NULL;
+    here.running = &own;
+    if (gate->top == NULL) {
+        gate->top = (char *)&own;
     }
-    else if (gate->near) {
-        gate->near = false;
-        api.set_deadline(gate->context, FAR);
-    }
-    go_inside(gate, true);
-    own.thread = PyEval_SaveThread();
+    run_on(&own);
     void *error = api.call_unchecked(gate->context, callee->function, values, length, &trap);
-    PyEval_RestoreThread(own.thread);
-    gate->roomless = false;
-    PyObject *result = NULL;
-    if (hosted) {
-        running = own.outer;
-        if (gate->top == (char *)&own) {
-            gate->top = NULL;
-        }
-        gate->inside = false; /* for what has been left behind */
-        bool goes_on = end_activation(&own, error, trap);
-        if (leave(gate) < 0 || !goes_on) {
-            goto leave;
-        }
+    if (own.thread != NULL) {
+        PyEval_RestoreThread(own.thread);
     }
-    else if (leave(gate) < 0) {
+    gate->inside = gate->roomless = false; /* for what has been left behind */
+    here.running = own.outer;
+    here.polled = polled;
+    if (gate->top == (char *)&own) {
+        gate->top = NULL;
+    }
+    PyObject *result = NULL;
+    bool goes_on = end_activation(&own, error, trap);
+    if (leave(gate) < 0 || !goes_on) {
         goto leave;
     }
     if (error != NULL || trap != NULL) {
@@ -2076,13 +2443,15 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
                                        (unsigned long long)(uintptr_t)trap));
         goto leave;
     }
-    double seconds = coarse_seconds() - started;
-    if (seconds > self->hold_seconds) {
-        PyObject *done = PyObject_CallMethod((PyObject *)self, "_held", "d", seconds);
-        if (done == NULL) {
-            goto leave;
+    if (timed || own.beats) {
+        double seconds = coarse_seconds() - (timed ? started : own.since);
+        if (seconds > self->hold_seconds) {
+            PyObject *done = PyObject_CallMethod((PyObject *)self, "_held", "d", seconds);
+            if (done == NULL) {
+                goto leave;
+            }
+            Py_DECREF(done);
         }
-        Py_DECREF(done);
     }
     result = decode_results(&callee->signature, values, RAW_BYTES);
 leave:
@@ -2097,7 +2466,7 @@ static bool
 has_outer(void)
 {
     PyObject *call = NULL;
-    if (running != NULL || PyContextVar_Get(current_call, Py_None, &call) < 0) {
+    if (here.running != NULL || PyContextVar_Get(current_call, Py_None, &call) < 0) {
         PyErr_Clear();
         return true;
     }
@@ -2109,13 +2478,7 @@ has_outer(void)
 static inline bool
 can_host(const Direct *self)
 {
-    const Gate *gate = self->callee.gate;
-    const Clock *clock = (const Clock *)gate->clock;
-    if (self->hosts == NULL || !(clock->alert || clock->manual) || (deadlines && has_outer())) {
-        return false;
-    }
-    /* See greenlets_switch in direct.py. */
-    return PyDict_GetItemWithError(PyImport_GetModuleDict(), name_greenlet) == NULL;
+    return self->hosts != NULL && !(deadlines && has_outer()) && !greenlets_switch();
 }
 
 /* Whether there is a fiber that waits for its operation. */
@@ -2150,7 +2513,7 @@ Direct_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObj
         PyErr_SetString(PyExc_TypeError, "a wasm function takes no keyword arguments");
         return NULL;
     }
-    if (gate == NULL || gate->detour || !is_free(gate) || is_stopped(gate) ||
+    if (gate == NULL || gate->detour || gate->clock == NULL || !is_free(gate) || is_stopped(gate) ||
         count != callee->signature.parameters || !fits(gate) ||
         (gate->hosted && !can_host(self))) {
         return Direct_detour(callable, args, count);
@@ -2173,7 +2536,7 @@ Direct_through(Direct *self, PyObject *given)
     unsigned char values[RAW_BYTES * MOST_VALUES];
     if (gate == NULL || !PyTuple_CheckExact(given) ||
         PyTuple_GET_SIZE(given) != callee->signature.parameters ||
-        (gate->hosted && (self->hosts == NULL || gate->clock == NULL))) {
+        gate->clock == NULL || (gate->hosted && self->hosts == NULL)) {
         PyErr_SetString(PyExc_TypeError, "_through(converted values), of one in a store");
         return NULL;
     }
@@ -2244,7 +2607,7 @@ Direct_make(PyObject *type, PyObject *const *args, Py_ssize_t count)
 }
 
 /*
- * _exported(gate, instance, (name, parameters, results, hold_seconds, shape, name), store, hosts,
+ * _exported(gate, instance, (name, parameters, results, shape, name), hold_seconds, store, hosts,
  *           known)
  *
  * The function that an instance exports: the one that is `known` by what it is, or one made now,
@@ -2253,11 +2616,11 @@ Direct_make(PyObject *type, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Direct_exported(PyObject *type, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 6 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyBytes_CheckExact(args[1]) ||
-        !PyTuple_CheckExact(args[2]) || PyTuple_GET_SIZE(args[2]) != 6 ||
-        !PyBytes_CheckExact(PyTuple_GET_ITEM(args[2], 0)) || !PyDict_CheckExact(args[5])) {
-        PyErr_SetString(PyExc_TypeError, "_exported(gate, instance, what is exported, store, "
-                                         "hosts, known functions)");
+    if (count != 7 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyBytes_CheckExact(args[1]) ||
+        !PyTuple_CheckExact(args[2]) || PyTuple_GET_SIZE(args[2]) != 5 ||
+        !PyBytes_CheckExact(PyTuple_GET_ITEM(args[2], 0)) || !PyDict_CheckExact(args[6])) {
+        PyErr_SetString(PyExc_TypeError, "_exported(gate, instance, what is exported, "
+                                         "hold_seconds, store, hosts, known functions)");
         return NULL;
     }
     Gate *gate = (Gate *)args[0];
@@ -2270,28 +2633,28 @@ Direct_exported(PyObject *type, PyObject *const *args, Py_ssize_t count)
     if (identity == NULL) {
         return NULL;
     }
-    PyObject *reference = PyDict_GetItemWithError(args[5], identity);
+    PyObject *reference = PyDict_GetItemWithError(args[6], identity);
     if (reference != NULL) {
         made = referent(reference);
     }
     if (made != NULL) {
         if (PyObject_TypeCheck(made, &Direct_Type) && PyObject_Not(((Direct *)made)->name) == 1) {
-            Py_XSETREF(((Direct *)made)->name, Py_NewRef(export[5])); /* met in a table before */
+            Py_XSETREF(((Direct *)made)->name, Py_NewRef(export[4])); /* met in a table before */
         }
     }
     else if (!PyErr_Occurred()) {
         PyObject *words_of = Py_BuildValue("KK", (unsigned long long)words[0],
                                            (unsigned long long)words[1]);
-        PyObject *given[] = {args[0],  words_of, export[1], export[2],
-                             export[3], args[3],  export[4], export[5]};
+        PyObject *given[] = {args[0], words_of, export[1], export[2],
+                             args[3], args[4],  export[3], export[4]};
         made = words_of == NULL ? NULL : Direct_make(type, given, 8);
         Py_XDECREF(words_of);
         reference = made == NULL ? NULL : PyWeakref_NewRef(made, NULL);
-        if (reference == NULL || PyDict_SetItem(args[5], identity, reference) < 0) {
+        if (reference == NULL || PyDict_SetItem(args[6], identity, reference) < 0) {
             Py_CLEAR(made);
         }
-        else if (args[4] != Py_None) {
-            ((Direct *)made)->hosts = Py_NewRef(args[4]);
+        else if (args[5] != Py_None) {
+            ((Direct *)made)->hosts = Py_NewRef(args[5]);
         }
         Py_XDECREF(reference);
     }
@@ -2458,6 +2821,21 @@ instantiate(PyObject *module, PyObject *const *args, Py_ssize_t count)
                          (Py_ssize_t)INSTANCE_BYTES);
 }
 
+/* Return a gate for (engine, limits). */
+static Gate *
+new_gate(PyTypeObject *type, PyObject *const *args, Py_ssize_t stack_bytes)
+{
+    if (type->tp_init != (initproc)Gate_init) { /* somebody wants to know of each */
+        return (Gate *)PyObject_CallFunction((PyObject *)type, "OKOn", args[0],
+                                             (unsigned long long)FAR, args[1], stack_bytes);
+    }
+    Gate *gate = (Gate *)Gate_new(type, NULL, NULL);
+    if (gate != NULL && open_gate(gate, args[0], FAR, args[1], stack_bytes) < 0) {
+        Py_CLEAR(gate);
+    }
+    return gate;
+}
+
 /*
  * build(type of gates, engine, limits, stack bytes, module, whether that is a linked one):
  *     (gate, error, trap, instance)
@@ -2478,12 +2856,8 @@ build(PyObject *module, PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     void *code = take_address(args[4]);
-    Gate *gate = code == NULL ? NULL : (Gate *)Gate_new((PyTypeObject *)args[0], NULL, NULL);
+    Gate *gate = code == NULL ? NULL : new_gate((PyTypeObject *)args[0], args + 1, stack_bytes);
     if (gate == NULL) {
-        return NULL;
-    }
-    if (open_gate(gate, args[1], FAR, args[2], stack_bytes) < 0) {
-        Py_DECREF(gate);
         return NULL;
     }
     unsigned char instance[INSTANCE_BYTES] = {0};
@@ -2797,12 +3171,12 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
     own->gate = gate;
     Py_INCREF(self); /* the guest may outlive every other reference */
     begin_yielding(gate);
-    gate->near = true;
+    gate->near = gate->soon = true;
     api.set_deadline(gate->context, NEAR); /* from now on: the last one may be long over */
     clock->needed = true;
     go_inside(gate, true);
-    head *previous = polled;
-    polled = own;
+    head *previous = here.polled;
+    here.polled = own;
     PyThreadState *thread = PyEval_SaveThread();
     own->future = api.call_async(gate->context, own->function, values, count, returned,
                                  signature->results, (void **)&own->trap, (void **)&own->error);
@@ -2811,7 +3185,7 @@ Quick_vectorcall(PyObject *callable, PyObject *const *args, size_t flags, PyObje
         api.delete(own->future);
     }
     PyEval_RestoreThread(thread);
-    polled = previous;
+    here.polled = previous;
     gate->roomless = false;
     if (awaited) {
         turn.last = clock->ticks;
@@ -2969,6 +3343,7 @@ static PyObject *
 forked(PyObject *module, PyObject *unused)
 {
     generation++;
+    beats = PyThread_allocate_lock(); /* a thread that is not there may have held the other one */
     Py_RETURN_NONE;
 }
 
@@ -3051,6 +3426,13 @@ fill(PyObject *module)
     for (size_t index = 0; index < sizeof(names) / sizeof(names[0]); index++) {
         *names[index].name = PyUnicode_InternFromString(names[index].text);
         if (*names[index].name == NULL) {
+            return -1;
+        }
+    }
+    if (beats == NULL) {
+        beats = PyThread_allocate_lock();
+        if (beats == NULL) {
+            PyErr_NoMemory();
             return -1;
         }
     }

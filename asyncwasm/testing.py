@@ -24,7 +24,6 @@ from ._objects.module import Module
 from ._runtime.engine import Engine, default_engine
 from ._runtime.operation import Operation
 from ._runtime.threads import Threads
-from ._runtime.ticker import Ticker
 
 __all__ = ("Tick", "leak_check", "manual_ticks", "wat")
 
@@ -155,6 +154,7 @@ class _Check:
                     if each in self.values
                 ]
         found += [f"- a thread: {thread.name}{self._made(thread)}" for thread in self._threads()]
+        found += ["- a clock that ticks for a call" for each in _engines() if each.ticker.held]
         return found
 
     def _threads(self) -> list[threading.Thread]:
@@ -168,8 +168,6 @@ class _Check:
     def _is_leak(self, thread: threading.Thread) -> bool:
         owner = _owner(thread)
         if isinstance(owner, Threads) and owner._running:
-            return True
-        if isinstance(owner, Ticker) and owner.held:
             return True
         return thread not in self.threads and (
             self._engine(thread) is not None or _engine_of(owner) is None
@@ -244,12 +242,16 @@ def _owner(thread: threading.Thread) -> object:
     return getattr(getattr(thread, "_target", None), "__self__", None)
 
 
-def _engine_of(owner: object) -> Engine | None:
-    from ._runtime.engine import _engines
+def _engines() -> list[Engine]:
+    from ._runtime.engine import _engines as engines
 
+    return [engine for engine in list(engines) if not engine.closed]
+
+
+def _engine_of(owner: object) -> Engine | None:
     if owner is not None:
-        for engine in list(_engines):
-            if not engine.closed and any(each is owner for each in vars(engine).values()):
+        for engine in _engines():
+            if owner is engine.ticker.clock or any(each is owner for each in vars(engine).values()):
                 return engine
     return None
 

@@ -364,7 +364,7 @@ async def test_no_more_than_so_many_are_loaded_at_a_time() -> None:
     found = await load([wasm(STARTER)] * 12, {"host": {"f": wait}}, concurrency=3)
 
     assert len(found) == 12
-    assert most == 3
+    assert most in (2, 3)  # how they meet is up to the scheduler
 
 
 @on_every_backend

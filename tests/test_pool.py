@@ -594,7 +594,7 @@ async def test_instance_that_cannot_be_made_leaves_its_place_and_counts_as_none(
 
 @on_every_backend
 async def test_every_way_to_a_place_makes_an_instance_of_its_own() -> None:
-    seen = []
+    seen: list[int] = []
 
     async def use() -> None:
         async with pool.acquire() as instance:

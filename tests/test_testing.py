@@ -237,7 +237,7 @@ def test_thread_at_work_is_reported(engine: aw.Engine) -> None:
 def test_clock_that_is_held_is_reported(engine: aw.Engine) -> None:
     in_engine(engine, SPIN)
     try:
-        assert "- a thread: asyncwasm ticker" in leak(lambda: engine.ticker.hold(leak))
+        assert "- a clock that ticks" in leak(lambda: engine.ticker.hold(leak))
     finally:
         engine.ticker.release(leak)
 

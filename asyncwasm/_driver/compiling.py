@@ -104,7 +104,7 @@ async def instantiate_prepared(preparation: Preparation) -> Instance:
 
 async def _compile_variant(preparation: Preparation) -> None:
     """Compile the code for a store that needs another variant than the module was made for."""
-    artifact, variant = preparation.module._artifact, preparation.store.variant
+    artifact, variant = preparation.module._artifact, preparation.variant
     await result_of(artifact.engine.soon((artifact.digest, variant), preparation.compile))
 
 

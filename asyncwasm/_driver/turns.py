@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from .._ffi.quick import OLD, OVER, PureClock
+from .._ffi.clock import OLD, OVER, PureClock
 from .checkpoints import checkpoint
 from .signal import closable_loop, in_trio
 

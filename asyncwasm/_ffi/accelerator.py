@@ -18,7 +18,7 @@ if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
         from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
     except ImportError:
         pass  # it is optional
-_INTERFACE = 12  # of the file in C: the number there is raised with each change of what is here
+_INTERFACE = 13  # of the file in C: the number there is raised with each change of what is here
 if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
     speedups = None
     warnings.warn(
@@ -26,6 +26,9 @@ if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
         RuntimeWarning,
         stacklevel=2,
     )
+
+if speedups is not None and hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=speedups.forked)
 
 _bound = False
 
@@ -56,9 +59,8 @@ def bind() -> None:
         "wasm_trap_delete",
         "wasmtime_error_new",
         "wasmtime_error_delete",
+        "wasmtime_engine_increment_epoch",
     )
     addresses = tuple(lib.address(name) for name in names)
     speedups.bind(addresses, DONE, IMPORT, YIELDED, ANSWERED, abandon, Extern.function)
-    if hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(after_in_child=speedups.forked)
     _bound = True

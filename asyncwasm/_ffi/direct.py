@@ -173,9 +173,14 @@ def greenlets_switch() -> bool:
     Return whether host functions may come back on another stack than they were called on.
 
     Greenlets share a stack by moving pieces of it, and the library, whose records lie there, aborts
-    the process when they are not where they were, or end in another order.
+    the process when they are not where they were, or end in another order. Loading their module is
+    no sign of them, for structlog does: who uses them has a main one in some thread.
     """
-    return "greenlet" in sys.modules
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is None:
+        return False
+    count = getattr(getattr(greenlet, "_greenlet", None), "get_total_main_greenlets", None)
+    return count is None or count() > 0
 
 
 @cache

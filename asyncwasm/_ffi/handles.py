@@ -103,6 +103,7 @@ class _PureGate:
         "handed",
         "handed_by",
         "hosted",
+        "lingers",
         "lock",
         "near",
         "open",
@@ -110,6 +111,7 @@ class _PureGate:
         "pointer",
         "quick",
         "roomless",
+        "soon",
         "standing",
         "views",
         "waitable",
@@ -132,7 +134,7 @@ class _PureGate:
         """
         self.lock: Any = _Lock()
         self.answering = None  # what runs a host before anybody knows of the call: in C only
-        self.clock: Any = None  # which has to run while calls with hosts do: in C only
+        self.clock: Any = None  # which has to run while guests do that hold the GIL: in C only
         self.awaited = False  # somebody waits until the guest that runs on a thread is outside
         self.closing = False  # the store is to be deleted by whoever leaves it last
         self.detour = False  # a direct call must look closer before it enters
@@ -140,11 +142,13 @@ class _PureGate:
         self.hosted = False  # guests of the store can call host functions
         self.standing = 0  # calls on the stack of `handed_by` that run their hosts: in C only
         self.waitable = False  # a plain host function can be waited for: in C only
+        self.lingers = False  # an instruction of its guests can take long
         self.near = False  # the guest yields at the next tick
         self.open = True
         self.pending = False  # whoever is inside has to finish the closing
         self.quick = False  # an awaited call may begin before anybody knows about it
         self.roomless = False  # a guest is inside whose call has no operation, with the room
+        self.soon = False  # the deadline comes at the next tick, or has passed
         self.views = 0  # of its memory; the native store lives on for them
         self.waits = False  # guests may wait inside, for each other
         self.yields = False  # the native store is set to yield, and insists on fibers
@@ -241,7 +245,7 @@ class StoreHandle(Gate):
 
     def set_deadline(self, ticks: int) -> None:
         """Have the guest yield, or end, after *ticks*. The caller is inside."""
-        self.near = ticks == NEAR
+        self.near = self.soon = ticks == NEAR
         try:
             _deadline_setter()(self.context, ticks)
         except BaseException:  # likewise

@@ -14,75 +14,17 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .accelerator import speedups
+from .clock import PureClock, turn
 from .codec import EXACT, VAL_BYTES, Row
 from .direct import plain
 from .fiber import ARGUMENTS, ERROR, TRAP, Fiber
 from .handles import NEAR, StoreHandle
 from .library import lib
 from .references import References, unroot
-
-OLD, OVER = 1, 2  # what a streak of calls can be: lasting for a tick, and longer than a turn
-
-
-class _Turn(threading.local):
-    """How long guests have held the loop of this thread, in ticks."""
-
-    last = 0  # when a guest was called last
-    since = 0  # since when guests have been called in a row
-    watched = False  # whether somebody tells when the loop has run
-
-
-_turn = _Turn()
-
-
-class PureClock:
-    """What a ticker and the calls it watches tell each other."""
-
-    __slots__ = ("alert", "manual", "needed", "parked", "ticks", "wanted")
-
-    def __init__(self) -> None:
-        self.alert = False  # there is a thread that ticks, if only now and then
-        self.wanted = False  # said before each call that makes do with that; taken back likewise
-        self.needed = False  # said before each poll; taken back by the ticker
-        self.parked = True  # nobody ticks
-        self.manual = 0  # how many have taken the clock into their hands
-        self.ticks = 0  # how often it has ticked
-
-    def streak(self, ran: bool = False) -> int:
-        """
-        Return how long guests have held the loop of this thread; note one more call.
-
-        *ran* says that one has held it since the last note. 0 is not long, OLD a tick or more, if
-        the loop has not run meanwhile, which has to be `watched`, and OVER too long.
-        """
-        if self.manual:
-            return 0
-        turn, now = _turn, self.ticks
-        if not ran and not 0 <= now - turn.last <= 1:  # a pause, or another clock
-            turn.since = now
-            turn.watched = False
-        turn.last = now
-        if not turn.watched:
-            return OLD if now > turn.since else 0
-        return OVER if now - turn.since >= OVER else 0
-
-    def watched(self) -> None:
-        """Note that `new_turn` will be called when the loop has run."""
-        _turn.watched = True
-
-    def new_turn(self) -> None:
-        """Note that the loop of this thread has run."""
-        turn = _turn
-        turn.last = turn.since = self.ticks
-        turn.watched = False
-
-
-Clock: type[PureClock] = PureClock if speedups is None else speedups.Clock
 
 Quick = Callable[..., Any]
 
@@ -211,7 +153,7 @@ def _pure_quick_call(
                     fiber.own(future)
                     raise
                 if awaited:
-                    _turn.last = clock.ticks
+                    turn.last = clock.ticks
                 if done:
                     delete(future_at)
                 else:

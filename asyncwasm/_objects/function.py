@@ -121,13 +121,7 @@ class Shape:
         # What `Direct._exported` takes; None if there is nothing to take it.
         self.export: tuple[Any, ...] | None = None
         if exported_as is not None and speedups is not None and self.opening is not None:
-            self.export = (
-                exported_as.encode(),
-                *self.opening,
-                guard.BLOCKING_SECONDS,
-                self,
-                name,
-            )
+            self.export = (exported_as.encode(), *self.opening, self, name)
 
     def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
         """Return what runs the first slice of a call of such a function."""
@@ -209,7 +203,13 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         known = store.__dict__.get("known") or store.own_known()
         hosts = store.plain_hosts if store.hosts else None
         made: ExportedFunction | None = cls._exported(
-            store.handle, instance, shape.export, store, hosts, known.references
+            store.handle,
+            instance,
+            shape.export,
+            guard.BLOCKING_SECONDS,
+            store,
+            hosts,
+            known.references,
         )
         known.sweep()
         return made
@@ -358,7 +358,6 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         store.check_turn()
         with store.entered(to_call=True):
             store.opened()
-        store.engine.ticker.watch()
         self._hosts = store.plain_hosts
         value = self._through(values)
         if value is NotImplemented:

@@ -11,8 +11,9 @@ from .._binary import Export
 from .._ffi import externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.linking import export, exported_function
+from .._runtime.artifact import Variant
 from .._runtime.blueprint import Blueprint
-from .._runtime.config import Limits
+from .._runtime.config import UNLIMITED, Limits
 from .._runtime.host import HostFunction
 from .._runtime.instantiation import Instantiation, instantiate_now
 from .._runtime.running import run
@@ -131,6 +132,15 @@ class Template:
 _NONE: Sequence[Any] = ()
 
 
+def _blueprint(module: Module, limits: Limits | None) -> Blueprint:
+    """Return the blueprint of instances without imports."""
+    if limits is not None:
+        return Blueprint(module._artifact, (), limits, False)
+    if module._blueprint is None:
+        module._blueprint = Blueprint(module._artifact, (), UNLIMITED, False)
+    return module._blueprint
+
+
 def plain_hosts(definitions: Sequence[Any]) -> list[HostFunction] | None:
     """Return the definitions if all of them are host functions that a thread's own stack can run."""
     hosts = [each for each in definitions if isinstance(each, HostFunction) and each.plain]
@@ -140,7 +150,7 @@ def plain_hosts(definitions: Sequence[Any]) -> list[HostFunction] | None:
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
-    __slots__ = ("_definitions", "_operation", "module", "owned", "shared", "store")
+    __slots__ = ("_blueprint", "_definitions", "_operation", "module", "owned", "shared", "store")
 
     def __init__(
         self,
@@ -160,8 +170,14 @@ class Preparation:
             values = template.values
 
         self.module = module
-        self.store, self.owned = choose_store(artifact, values, explicit, limits)
         self._operation: Instantiation | None = None
+        self._blueprint: Blueprint | None = None
+        if not values and explicit is None and artifact.stands_alone:
+            self._blueprint = _blueprint(module, limits)
+            self.store, self.owned = Store._lean(artifact.engine, limits, False), True
+            self.shared, self._definitions = False, _NONE
+            return
+        self.store, self.owned = choose_store(artifact, values, explicit, limits)
         self.shared = any(isinstance(value, StoreObject) for value in values)
         self._definitions = definitions(artifact, values, self.store) if values else _NONE
 
@@ -179,10 +195,18 @@ class Preparation:
 
     def now(self) -> bytes:
         """Instantiate what is `immediate`."""
+        if self._blueprint is not None:
+            made = self._blueprint.build(self.store)
+            if made is None:  # it has found something out that the blueprint does not say
+                self.store.bind(self.module.engine, self.module._artifact)
+            else:
+                return self._made(made)
         hosts = plain_hosts(self._definitions)
         if hosts is None or not self.store.direct:
             return self.operation.at_once()
-        made = instantiate_now(self.store, self.module._artifact, hosts)
+        return self._made(instantiate_now(self.store, self.module._artifact, hosts))
+
+    def _made(self, made: bytes | tuple[int, int]) -> bytes:
         if isinstance(made, bytes):
             return made
         raise self.operation.failed(*made)
@@ -195,11 +219,19 @@ class Preparation:
     @property
     def ready(self) -> bool:
         """Whether the code that the store needs has been compiled."""
-        return self.module._artifact.has(self.store.variant)
+        return self.module._artifact.has(self.variant)
+
+    @property
+    def variant(self) -> Variant:
+        """What code the store runs, or will."""
+        store = self.store
+        if store.bound:
+            return store.variant
+        return self.module._artifact.variant(store.limits.fuel is not None)
 
     def compile(self) -> None:
         """Compile the code that the store needs, on this thread."""
-        self.module._artifact.native(self.store.variant)
+        self.module._artifact.native(self.variant)
 
     def failed(self) -> None:
         """Clean up after an instantiation that has failed; what the host made lives on."""

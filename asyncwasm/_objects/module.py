@@ -7,6 +7,7 @@ from typing import Any
 
 from .._binary import custom_sections
 from .._runtime.artifact import Artifact
+from .._runtime.blueprint import Blueprint
 from .._runtime.engine import Engine, default_engine, engine_for
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
@@ -39,9 +40,10 @@ class Module:
     Spec: https://webassembly.github.io/spec/js-api/#dom-module-module
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_artifact", "_options", "_provided")
+    __slots__ = ("__dict__", "__weakref__", "_artifact", "_blueprint", "_options", "_provided")
 
     _artifact: Artifact
+    _blueprint: Blueprint | None  # of instances without imports and limits
     _options: CompileOptions
     _provided: Mapping[int, Builtin | str]  # what the options satisfy, by the import's position
 
@@ -69,6 +71,7 @@ class Module:
 
     def _setup(self, artifact: Artifact, options: CompileOptions) -> None:
         self._artifact = artifact
+        self._blueprint = None
         self._options = options
         self._provided = {} if options == NO_OPTIONS else options.provide(artifact.info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,11 @@ from .._writer import rename_imports
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+_FEW_BYTES = 256 << 10
+# Their second part is a number, which may be written in more bytes than it needs.
+_LENGTHY_INSTRUCTION = re.compile(rb"\xfc[\x08\x0a-\x0c\x0e\x0f\x11\x88\x8a-\x8c\x8e\x8f\x91]")
 
 
 class Variant(NamedTuple):
@@ -94,6 +100,17 @@ class Artifact:
         """Bytes that the largest shared memory which the module defines can grow to."""
         pages = [each.maximum or 0 for each in defined_memories(self.source) if each.shared]
         return max(pages, default=0) * PAGE_BYTES
+
+    @cached_property
+    def lingers(self) -> bool:
+        """
+        Whether an instruction of it may take long, so that nobody sees the clock meanwhile.
+
+        Those fill or copy memories and tables. Bytes that look like one are taken for one, and a
+        large module for one that has some.
+        """
+        few = len(self.source) <= _FEW_BYTES
+        return not few or _LENGTHY_INSTRUCTION.search(self.source[:]) is not None
 
     @cached_property
     def stands_alone(self) -> bool:

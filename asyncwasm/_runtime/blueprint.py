@@ -36,6 +36,7 @@ class Blueprint:
 
     __slots__ = (
         "_artifact",
+        "_careful",
         "_fits",
         "_fuel",
         "_limits",
@@ -55,6 +56,7 @@ class Blueprint:
         self._fits = artifact.engine.fits_threads and not (hosts and artifact.holds_references)
         self._plain: list[Any] = [host.plain for host in hosts]
         self._parts: _Parts | None = None
+        self._careful = artifact.holds_references or artifact.lingers
         self.engine = artifact.engine
         self.hosts = list(hosts)
         self.pooled = pooled
@@ -77,8 +79,8 @@ class Blueprint:
         store.adopt(handle, parts.variant)
         if self.hosts:
             store.take_hosts(self.hosts, self._plain)
-        if artifact.holds_references:
-            handle.guarded = True
+        if self._careful:
+            store.admit(artifact)
         if error or trap:
             return error, trap
         created(artifact, started)

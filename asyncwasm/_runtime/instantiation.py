@@ -10,7 +10,7 @@ from .. import _log
 from .._errors import LinkError, RangeError, WasmError
 from .._ffi.externs import Extern
 from .._ffi.fiber import DONE, Fiber, State
-from .._ffi.handles import Handle
+from .._ffi.handles import FAR, Handle
 from .._ffi.linking import Linker, instantiate_directly, instantiate_linked
 from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
@@ -149,6 +149,8 @@ class Instantiation(Operation):
         native = self._artifact.native(store.variant)
         with store.entered(self):
             handle = store.opened(self)
+            if handle.soon:  # on no fiber, it could not yield
+                handle.set_deadline(FAR)
             error, trap, self._instance = instantiate_directly(handle, native, externs)
         if error or trap:
             raise self.failed(error, trap)

@@ -295,6 +295,7 @@ class Store:
         if self._limits.fuel is not None:
             lib.wasmtime_context_set_fuel(handle.context, self._fuel)
         handle.quick = True
+        handle.clock = self.engine.ticker.clock
         self._native = handle
         if self._closed:  # meanwhile, on another thread
             handle.close()
@@ -397,6 +398,8 @@ class Store:
                 handle.detour = True
         if artifact.shares_memory:
             handle.waits = True
+        if artifact.lingers:
+            handle.lingers = True
 
     def allocate(self, action: Callable[[StoreHandle], T]) -> T:
         """Enter the native store and run *action*, which may make references there."""
@@ -591,7 +594,7 @@ class Store:
             ticker.hold(self)
             self._native.set_deadline(min(ticker.ticks(seconds), FAR))
             return
-        if self._native.near:
+        if self._native.soon:
             self._native.set_deadline(FAR)
         if not self._operations and self.direct:
             self._native.detour = False
@@ -629,7 +632,7 @@ class Store:
     @property
     def asynchronous(self) -> bool:
         """Whether the native store insists on fibers."""
-        yields = self._native is not None and self._native.yields
+        yields = speedups is None and self._native is not None and self._native.yields
         return yields or bool(self.hosts) or self._scope is not None
 
     def drop_fiber(self, fiber: Fiber, values: tuple[int, int] | None) -> None:
@@ -710,8 +713,7 @@ class Store:
         self.hosts = hosts
         self.plain_hosts.extend(plain)
         handle = self.handle
-        if speedups is not None and not handle.hosted:
-            handle.clock = self.engine.ticker.clock
+        if speedups is not None:
             handle.hosted = True
 
     def define_function(self, type: FunctionType, host: HostFunction) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import anyio
 import pytest
 
 import asyncwasm as aw
+from asyncwasm._runtime.artifact import Variant
 from asyncwasm._runtime.ticker import Ticker
 
 from ..guests import GUEST, guest, not_measured
@@ -388,7 +389,9 @@ def _unless_busy(function: Callable[[], Any]) -> None:
 
 def test_clock_ticks_whenever_somebody_needs_it() -> None:
     """Starting, parking and ending meet each other."""
+    engine = aw.Engine().native(Variant())
     ticker = Ticker()
+    ticker.add(engine)
     stop = threading.Event()
 
     def need() -> None:
@@ -404,6 +407,7 @@ def test_clock_ticks_whenever_somebody_needs_it() -> None:
     def close() -> None:
         while not stop.is_set():
             ticker.close()
+            ticker.add(engine)
 
     closer = threading.Thread(target=close)
     closer.start()
@@ -417,6 +421,8 @@ def test_clock_ticks_whenever_somebody_needs_it() -> None:
     assert ticker.running
     assert not ticker.held
     ticker.close()
+    ticker.need()
+    assert not ticker.running  # nobody must wait for a tick that no engine sees
 
 
 def test_guests_on_many_engines_are_all_interrupted() -> None:
