@@ -27,7 +27,7 @@ from .guests import (
     until,
     watching_offload,
 )
-from .support import instance, module
+from .support import as_many, instance, module
 
 pytestmark = not_measured
 every_loop = pytest.mark.every_loop
@@ -687,7 +687,7 @@ async def test_others_run_during_a_call_that_makes_many_imports(colour: str) -> 
     turns = 0
     async with asyncio.TaskGroup() as group:
         calling = group.create_task(exports.sum.call_async(2**31))
-        while imports < 100_000 or turns < 30:
+        while imports < as_many(100_000) or turns < 30:
             await checkpoint()
             turns += 1
         calling.cancel()

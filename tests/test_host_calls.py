@@ -20,7 +20,7 @@ import pytest
 import asyncwasm as aw
 
 from .guests import not_measured
-from .support import instance, module
+from .support import as_many, instance, module
 
 GUEST = """(module
   (import "host" "f" (func $f (param i32) (result i32)))
@@ -369,7 +369,7 @@ async def test_call_with_many_short_imports_lets_the_loop_run() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(count)
-        assert await made.exports.sum.call_async(100_000) == 100_000
+        assert await made.exports.sum.call_async(as_many(100_000)) == as_many(100_000)
         done.set()
 
     assert turns > 3

@@ -18,7 +18,7 @@ import pytest
 
 import asyncwasm as aw
 
-from .support import ADD, CALLER, instance, module, resident_bytes, run_script
+from .support import ADD, CALLER, as_many, instance, module, resident_bytes, run_script
 
 PAGE = 65_536
 SMALL_HEAP = aw.Limits(memory_bytes=PAGE)
@@ -89,7 +89,7 @@ def test_instance_that_its_imports_refer_to_is_freed() -> None:
 @pytest.mark.slow
 def test_ten_thousand_instances_in_cycles_keep_memory_flat() -> None:
     def work() -> None:
-        for _ in range(5_000):
+        for _ in range(as_many(5_000)):
             _cycle()
 
     assert flat(work)
@@ -153,7 +153,7 @@ def test_failed_instantiation_leaves_nothing() -> None:
 @pytest.mark.slow
 def test_externref_round_trips_keep_memory_flat() -> None:
     """
-    200,000 of them: a million take half a minute, and show no more than these.
+    100,000 of them: a million take half a minute, and show no more than these.
 
     With the small heap, a reference that is kept shows after 2,047 already; what this adds is
     memory outside of the heap.
@@ -161,7 +161,7 @@ def test_externref_round_trips_keep_memory_flat() -> None:
     same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
 
     def work() -> None:
-        for _ in range(100_000):
+        for _ in range(as_many(50_000)):
             thing = Thing()
             assert same(thing) is thing
 

@@ -26,14 +26,13 @@ typedef struct Activation {
     Direct *function;
     PyThreadState *thread; /* without the GIL; NULL: the guest holds it */
     bool holds;            /* whether it does, until the next tick */
-    unsigned beats;        /* ticks that the guest has met */
-    double since;          /* when it met the first one */
+    double since, looked;  /* when it has met the first tick, or 0; and looked for signals */
     PyObject *entry;       /* what `current_call` was at the beginning; NULL until a host has run */
     PyObject *call;        /* for whom hosts run, NULL until somebody asks */
     PyObject *raised;
 } Activation;
 
-#define SIGNAL_BEATS 40 /* after which a guest on a thread's own stack looks for signals */
+#define SIGNAL_SECONDS 0.04 /* after which a guest on a thread's own stack looks for signals */
 
 /* Whether guests of the store may hold the GIL until the next tick: there is sure to be one. */
 static inline bool
@@ -209,10 +208,11 @@ meet_tick(Activation *self)
     if (self->thread == NULL) { /* now others may have it */
         self->thread = PyEval_SaveThread();
     }
-    if (self->beats++ == 0) {
-        self->since = coarse_seconds();
+    double now = coarse_seconds();
+    if (self->since == 0) {
+        self->since = self->looked = now;
     }
-    if (self->beats % SIGNAL_BEATS == 0) {
+    if (now - self->looked >= SIGNAL_SECONDS) {
         Gate *gate = self->function->callee.gate;
         step_out(self);
         /* The library has taken its own while it is called. A handler may call into the store. */
@@ -225,6 +225,7 @@ meet_tick(Activation *self)
         if (self->thread == NULL) {
             self->thread = PyEval_SaveThread();
         }
+        self->looked = coarse_seconds();
     }
     return self->raised == NULL;
 }

@@ -66,7 +66,7 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
                                        (unsigned long long)(uintptr_t)trap));
         goto leave;
     }
-    if (timed || own.beats) {
+    if (timed || own.since != 0) {
         double seconds = coarse_seconds() - (timed ? started : own.since);
         if (seconds > self->hold_seconds) {
             PyObject *done = PyObject_CallMethod((PyObject *)self, "_held", "d", seconds);
