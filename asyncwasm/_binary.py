@@ -33,7 +33,7 @@ from ._reader import (
     SubType,
     sections_of,
 )
-from ._types import ExternType, Kind, MemoryType, TagType
+from ._types import ExternType, GlobalType, Kind, MemoryType, TableType, TagType
 
 
 class Import(NamedTuple):
@@ -227,3 +227,28 @@ def custom_sections(binary: Binary, name: str) -> list[bytes]:
         for section in sections_of(binary)
         if section.id == CUSTOM and section.name == wanted
     ]
+
+
+def holds_references(info: ModuleInfo) -> bool:
+    """
+    Return whether guests can hold references to objects on their stacks, as far as *info* tells.
+
+    What it does not tell is `catch_all_ref`, which needs no type.
+    """
+    return any(type.kind != "func" for type in info.types) or _refers(info)
+
+
+def _refers(info: ModuleInfo) -> bool:
+    """Return whether a reference to an object can come into a module from outside."""
+    types = [
+        each
+        for type in info.types
+        if type.function is not None
+        for each in (*type.function.parameters, *type.function.results)
+    ]
+    for declared in info.imports:
+        if isinstance(declared.type, GlobalType):
+            types.append(declared.type.value)
+        elif isinstance(declared.type, TableType):
+            types.append(declared.type.element)
+    return any(type.is_reference and type.heap not in ("func", "nofunc") for type in types)

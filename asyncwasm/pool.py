@@ -10,11 +10,9 @@ Rule 3: an instance is used again only if everything that its guest was asked fo
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import monotonic
@@ -27,13 +25,13 @@ from ._driver.checkpoints import at_ease, checkpoint_if_cancelled, loop_at_ease
 from ._driver.compiling import instantiate_prepared
 from ._driver.signal import AsyncioSignal, TrioSignal, new_signal, running_loop
 from ._errors import Interrupted, LinkError, RangeError
-from ._objects.instance import Instance, Preparation, Template
+from ._objects.instance import Instance, Preparation
 from ._objects.module import Module
+from ._objects.plan import Plan
 from ._objects.storeobject import SAME_STORE
 from ._runtime.blueprint import Blueprint
-from ._runtime.config import UNLIMITED, Limits
-from ._runtime.store import Store, ambient
-from ._types import MemoryType
+from ._runtime.config import Limits
+from ._runtime.store import Store
 
 __all__ = ("InstancePool", "PoolStatistics")
 
@@ -58,69 +56,12 @@ class PoolStatistics:
     waiting: int
 
 
-class _Plan:
-    """How the pool makes an instance, until its module is replaced."""
-
-    __slots__ = ("_factory", "_template", "blueprint", "module", "pooled")
-
-    def __init__(self, module: Module, imports: Any, limits: Limits | None) -> None:
-        if not isinstance(module, Module):
-            raise TypeError(f"expected a Module, got {type(module).__name__}")
-        self.module = module
-        self.pooled = _may_pool(module)
-        self._factory: Callable[[], Any] | None = None
-        self._template: Template | None = None
-        if _is_factory(imports):
-            self._factory = imports
-        else:
-            self._template = Template(module, imports)
-        # Where a new instance takes no time; None: it may.
-        self.blueprint: Blueprint | None = None
-        hosts = None if self._template is None else self._template.hosts
-        if hosts is not None and module._artifact.stands_alone:
-            self.blueprint = Blueprint(module._artifact, hosts, limits or UNLIMITED, self.pooled)
-
-    def prepare(self, store: Store) -> Preparation:
-        """Return the instantiation of one more instance, in *store*."""
-        if self._template is not None:
-            preparation = Preparation(self.module, None, store, None, self._template)
-        else:
-            preparation = Preparation(self.module, self._imports(store), store, None)
-        preparation.owned = True
-        return preparation
-
-    def _imports(self, store: Store) -> Any:
-        assert self._factory is not None
-        store.bind(self.module.engine, self.module._artifact)
-        token = ambient.set(store)  # so that the objects it makes live there
-        try:
-            return self._factory()
-        finally:
-            ambient.reset(token)
-
-
-def _may_pool(module: Module) -> bool:
-    artifact = module._artifact
-    # A shared memory belongs to the native engine of its first store, which has no pool.
-    return not artifact.unpoolable and not any(
-        isinstance(each.type, MemoryType) and each.type.shared for each in artifact.info.imports
-    )
-
-
-def _is_factory(imports: Any) -> bool:
-    if not callable(imports) or isinstance(imports, Mapping):
-        return False
-    if inspect.iscoroutinefunction(imports):
-        raise TypeError("expected imports or a callable that returns them, got an async function")
-    return True
-
-
 class _Entry:
     """An instance of the pool."""
 
     __slots__ = ("idle_since", "instance", "plan", "uses")
 
-    def __init__(self, instance: Instance, plan: _Plan) -> None:
+    def __init__(self, instance: Instance, plan: Plan) -> None:
         self.instance = instance
         self.plan = plan
         self.uses = 0
@@ -227,7 +168,7 @@ class InstancePool:
         self._idle_seconds = None if idle_seconds is None else _seconds(idle_seconds)
         self._limits = limits
         self._imports = imports
-        self._plan = _Plan(module, imports, limits)
+        self._plan = Plan(module, imports, limits)
         self._lock = threading.RLock()  # a collection in there may end a use of the pool
         self._closed = False
         self._loop: object = None  # the event loop whose tasks use or await instances
@@ -274,7 +215,7 @@ class InstancePool:
             LinkError: If an import is missing, or has the wrong type.
             ClosedResourceError: If the pool has been closed.
         """
-        plan = _Plan(module, self._imports, self._limits)
+        plan = Plan(module, self._imports, self._limits)
         with self._lock:
             self._check_open()
             self._plan = plan
@@ -473,7 +414,7 @@ class InstancePool:
         self._created += 1
         return store
 
-    def _make_new(self, plan: _Plan) -> _Entry | None:
+    def _make_new(self, plan: Plan) -> _Entry | None:
         """Make an instance for a place that has been taken; None if that may take longer."""
         if plan.blueprint is None:
             return None
@@ -482,7 +423,7 @@ class InstancePool:
             store = self._enroll(plan.blueprint)
         return self._make_at_once(plan, plan.blueprint, store)
 
-    def _make_at_once(self, plan: _Plan, blueprint: Blueprint, store: Store) -> _Entry | None:
+    def _make_at_once(self, plan: Plan, blueprint: Blueprint, store: Store) -> _Entry | None:
         """Make an instance in *store*, which is forgotten if there comes none of it."""
         instance: Instance | None = None
         try:
@@ -499,7 +440,7 @@ class InstancePool:
                     self._created -= 1
         return None if instance is None else _Entry(instance, plan)
 
-    async def _make(self, plan: _Plan) -> _Entry:
+    async def _make(self, plan: Plan) -> _Entry:
         store = self._open(plan, plan.pooled)
         preparation: Preparation | None = None
         try:
@@ -529,7 +470,7 @@ class InstancePool:
             self._created += 1
         return _Entry(instance, plan)
 
-    def _open(self, plan: _Plan, pooled: bool) -> Store:
+    def _open(self, plan: Plan, pooled: bool) -> Store:
         """Return a store for one more instance."""
         store = Store._lean(plan.module.engine, self._limits, pooled)
         with self._lock:
@@ -544,7 +485,7 @@ class InstancePool:
         store.close()
 
     def _fits_not(
-        self, plan: _Plan, preparation: Preparation | None, store: Store, exc: RangeError
+        self, plan: Plan, preparation: Preparation | None, store: Store, exc: RangeError
     ) -> bool:
         """Return whether *exc* is about the engine's pool, and there is a way without it."""
         if not (store.bound and store.variant.pooled and store.pooled):

@@ -247,7 +247,6 @@ on_deadline(void *context, void *data, uint64_t *ticks, uint8_t *kind)
         return NULL;
     }
     bool goes_on = meet_tick(self);
-    ((Clock *)gate->clock)->needed = true;
     gate->soon = true;
     *ticks = NEAR;
     *kind = 0;

@@ -18,6 +18,7 @@ typedef struct {
     bool ticking; /* there is a thread */
     bool ending, posted;
     volatile int manual, holders;
+    volatile int guests; /* on a thread's own stack; who is polled needs one tick a poll */
     volatile unsigned long long ticks;
     double ticked; /* when the last tick was due */
     void **engines;
@@ -47,6 +48,13 @@ Clock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyThread_acquire_lock(self->wake, WAIT_LOCK);
     }
     return (PyObject *)self;
+}
+
+/* Whether somebody depends on the next tick. */
+static bool
+is_needed(const Clock *self)
+{
+    return self->needed || self->holders || self->guests > 0;
 }
 
 /* Rest until somebody wakes the clock; false if nobody has for long. Holds `beats`. */
@@ -111,7 +119,7 @@ run_clock(void *argument)
             break;
         }
         beat(self);
-        if (self->needed || self->holders) {
+        if (is_needed(self)) {
             self->needed = false;
             idle = 0;
         }
@@ -124,7 +132,7 @@ run_clock(void *argument)
             PyThread_acquire_lock(beats, WAIT_LOCK);
             if (self->parked && !self->ending) {
                 beat(self);
-                self->parked = !(self->needed || self->holders);
+                self->parked = !is_needed(self);
             }
         }
     }

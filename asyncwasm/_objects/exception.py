@@ -129,7 +129,7 @@ def _thrown(store: Store, tag: Extern, fields: list[Any], root: Root) -> BaseExc
     if known is not None:
         return known
     owner: Tag | None = store.known.get(tag.key)
-    if store._python_tag is not None and tag.key == store._python_tag.key:
+    if store.python_tag is not None and tag.key == store.python_tag.key:
         owner = PYTHON_TAG
     if owner is None:
         owner = Tag._from_extern(store, tag, externs.tag_type(store.handle, tag))

@@ -25,6 +25,7 @@ from .._ffi.direct import (
 from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber, Request
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
+from .._runtime import exceptions
 from .._runtime.host import HostFunction, cannot_cross, crosses_not
 from .._runtime.hostcall import HostCall, innermost
 from .._runtime.operation import Call
@@ -387,7 +388,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         except Trap:
             raise
         except Exception as exc:
-            return store.throw_from_host(exc)
+            return exceptions.throw_on_stack(store, exc)
         finally:
             del raised  # its traceback holds this frame
 
@@ -420,7 +421,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
 
     def _failed(self, error: int, trap: int) -> BaseException:
         assert self._store is not None
-        return self._store.failure_on_stack(error, trap, f"function {self._name!r}")
+        return exceptions.failure_on_stack(self._store, error, trap, f"function {self._name!r}")
 
     def _held(self, seconds: float) -> None:
         guard.blocking_call(seconds, self._name)
@@ -533,7 +534,7 @@ def _through(type: ValueType, value: Any) -> Any:
 
 
 def _failure(store: Store, name: str, error: int, trap: int) -> BaseException:
-    return store.failure(error, trap, f"function {name!r}")
+    return exceptions.failure(store, error, trap, f"function {name!r}")
 
 
 class PromisingFunction:

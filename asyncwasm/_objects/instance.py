@@ -455,7 +455,7 @@ def _tag(store: Store, extern: externs.Extern, declared: Export, module: Module)
     known: Tag | None = store.known.get(extern.key)
     if known is not None:
         return known
-    if store._python_tag is not None and extern.key == store._python_tag.key:
+    if store.python_tag is not None and extern.key == store.python_tag.key:
         return PYTHON_TAG
     return Tag._from_extern(store, extern, declared.type)
 

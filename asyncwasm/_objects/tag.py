@@ -7,6 +7,7 @@ from typing import Any
 
 from .._ffi import externs
 from .._ffi.externs import Extern
+from .._runtime.exceptions import python_tag
 from .._runtime.store import Store
 from .._types import TagType
 from .storeobject import StoreObject, ambient_or
@@ -74,7 +75,7 @@ class _PythonTag(Tag):
             store.bind(store.engine)
         with store.entered():
             store.opened()
-            extern = store.python_tag
+            extern = python_tag(store)
         store.remember(extern.key, self)
         return extern
 

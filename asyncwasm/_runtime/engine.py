@@ -24,13 +24,12 @@ from typing import Any, TypeVar
 import anyio
 
 from .. import _log
-from .._binary import ModuleInfo, declared_bytes, decode
+from .._binary import declared_bytes, decode, holds_references
 from .._errors import CompileError, LinkError, RangeError
 from .._ffi import compiling, pooling
 from .._ffi.handles import Handle
 from .._hashes import sha256
 from .._reader import Binary
-from .._types import GlobalType, TableType
 from .artifact import Artifact, Variant, linkable
 from .cache import Cache, Loaded, configuration, open_cache
 from .config import DIRECT_STACK_BYTES, HOST_STACK_BYTES, EngineConfig, Pooling
@@ -342,7 +341,7 @@ class Engine:
             self,
             binary,
             digest,
-            holds_references=collected or _holds_references(info),
+            holds_references=collected or holds_references(info),
             starts_baseline=variant.baseline,
             cached=False,
         )
@@ -552,31 +551,6 @@ def _sizes(bounds: Pooling) -> pooling.Sizes:
         table_elements=bounds.table_elements,
         keep_resident_bytes=bounds.keep_resident_bytes,
     )
-
-
-def _holds_references(info: ModuleInfo) -> bool:
-    """
-    Return whether guests can hold references to objects on their stacks, as far as *info* tells.
-
-    What it does not tell is `catch_all_ref`, which needs no type.
-    """
-    return any(type.kind != "func" for type in info.types) or _refers(info)
-
-
-def _refers(info: ModuleInfo) -> bool:
-    """Return whether a reference to an object can come into a module from outside."""
-    types = [
-        each
-        for type in info.types
-        if type.function is not None
-        for each in (*type.function.parameters, *type.function.results)
-    ]
-    for declared in info.imports:
-        if isinstance(declared.type, GlobalType):
-            types.append(declared.type.value)
-        elif isinstance(declared.type, TableType):
-            types.append(declared.type.element)
-    return any(type.is_reference and type.heap not in ("func", "nofunc") for type in types)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

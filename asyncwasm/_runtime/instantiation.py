@@ -14,6 +14,7 @@ from .._ffi.handles import FAR, Handle
 from .._ffi.linking import Linker, instantiate_directly, instantiate_linked
 from .._ffi.pooling import POOL_EMPTY
 from .artifact import Artifact
+from .exceptions import failure
 from .host import HostFunction
 from .operation import Operation
 from .store import Store
@@ -208,7 +209,7 @@ class Instantiation(Operation):
 
     def failed(self, error: int, trap: int) -> BaseException:
         """Return the exception for what the library has failed with."""
-        return self.store.failure(error, trap, self.describe(), self._refused)
+        return failure(self.store, error, trap, self.describe(), self._refused)
 
     def _refused(self, message: str) -> WasmError:
         """Return the error for what the library has refused to instantiate."""

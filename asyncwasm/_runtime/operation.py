@@ -35,6 +35,7 @@ from .._ffi.fiber import (
     raise_deferred,
 )
 from .._ffi.handles import StoreHandle
+from . import exceptions
 from .hostcall import innermost
 
 if TYPE_CHECKING:
@@ -461,10 +462,10 @@ class Operation:
         """Raise *exc* in the guest, as the answer to its request; here, if that cannot be done."""
         assert self.fiber is not None and self.fiber.request is not None
         request = self.fiber.request
-        self.store.meet(exc)
+        exceptions.meet(self.store, exc)
 
         def throw() -> None:
-            request.fail(self.store.throw(exc))
+            request.fail(exceptions.throw(self.store, exc))
 
         self._on_resuming(throw)
         self.fiber.resume()
@@ -478,7 +479,7 @@ class Operation:
         assert self.fiber is not None
         trap, error = self.fiber.outcome()
         if trap or error:
-            raise self.store.failure(error, trap, self.describe())
+            raise exceptions.failure(self.store, error, trap, self.describe())
 
     def describe(self) -> str:
         """Say what the operation does, for notes and logs."""

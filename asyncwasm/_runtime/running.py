@@ -7,6 +7,7 @@ from typing import Any
 
 from .._errors import Trap
 from .._ffi.fiber import DONE, IMPORT, State
+from .exceptions import overdue
 from .hostcall import HostCall, current
 from .operation import Operation
 
@@ -40,7 +41,7 @@ def run(operation: Operation, outcome: tuple[Any, ...] | None = None) -> Any:
                     # which the guest must not go on, not even to catch an exception.
                     raise operation.store.busy()
             if ends is not None and now() >= ends:
-                raise operation.store.overdue(operation)
+                raise overdue(operation.describe())
             state = operation.advance(STRETCH_SECONDS, awaits=False)
         return operation.result()
     finally:

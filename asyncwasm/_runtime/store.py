@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from .._errors import Interrupted, LinkError, RangeError, StackOverflow, Trap, WasmError
+from .._errors import Interrupted, LinkError, RangeError
 from .._ffi import errors, externs
 from .._ffi.accelerator import speedups
 from .._ffi.externs import Extern, Root
@@ -30,9 +30,9 @@ from .._ffi.handles import FAR, NEAR, Handle, StoreHandle
 from .._ffi.library import lib
 from .._ffi.linking import Linker, make_waiter
 from .._ffi.references import References, drain, pending_drops, unroot
-from .._ffi.scope import new_scope_function, root_scope
 from .._ffi.types import function_type as native_function_type
-from .._types import FunctionType, TagType
+from .._types import FunctionType
+from . import exceptions
 from .artifact import Artifact, Variant
 from .config import UNLIMITED, UNLIMITED_NATIVE, Limits, native_limits
 from .engine import Engine, default_engine
@@ -47,7 +47,6 @@ HANDED_SECONDS = 0.2  # that others wait for a call of which nobody knows yet
 PAUSE_SECONDS = 0.0001
 
 _NONE: list[Any] = []  # stays empty
-_PYTHON_TAG_TYPE = TagType(["externref"])
 
 ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
 
@@ -118,10 +117,10 @@ class Store:
     _native: StoreHandle | None = None
     _variant: Variant | None = None
     pooled = False  # whether its memory comes from the engine's pool, if there is one
-    _python_tag: Extern | None = None
+    python_tag: Extern | None = None  # its own tag for Python exceptions, see `exceptions`
     _stride = NEAR
-    _scope: tuple[int, int] | None = None  # a function, see `root_scope`
-    _raised = False  # whether a Python exception has come out of a guest
+    scope: tuple[int, int] | None = None  # a function, see `root_scope`
+    raised = False  # whether a Python exception has come out of a guest
     _disturbed = False
     _foreign = False  # whether a host function is not plain
     known = Known()  # by native name; functions by what they are. Stays empty: see `own_known`
@@ -607,10 +606,6 @@ class Store:
             self.engine.ticker.release(self)
             self._native.set_deadline(FAR)
 
-    def overdue(self, operation: Operation) -> BaseException:
-        """Return the error for an operation that has run past its deadline."""
-        return self._noticed(Interrupted("deadline"), operation.describe())
-
     @property
     def direct(self) -> bool:
         """
@@ -633,7 +628,7 @@ class Store:
     def asynchronous(self) -> bool:
         """Whether the native store insists on fibers."""
         yields = speedups is None and self._native is not None and self._native.yields
-        return yields or bool(self.hosts) or self._scope is not None
+        return yields or bool(self.hosts) or self.scope is not None
 
     def drop_fiber(self, fiber: Fiber, values: tuple[int, int] | None) -> None:
         """Unwind and free a fiber, and the roots it was given."""
@@ -648,29 +643,13 @@ class Store:
             if not handle.open:
                 return  # closed while we waited
             if fiber.finished:
-                self._forget(handle, *fiber.outcome())
+                exceptions.forget(self, *fiber.outcome())
             fiber.delete()
             if values is not None:
                 unroot(*values)
-            self._let_go(handle)
+            exceptions.let_go(self)
         if handle.pending:
             handle.close()
-
-    def _let_go(self, handle: StoreHandle) -> None:
-        """Let go of exceptions that have come out of guests. The caller is inside."""
-        if self._raised and not handle.futures:
-            # Else its traceback would keep frames and locals until the collector runs.
-            self._raised = False
-            self.references.collect()
-
-    def _forget(self, handle: StoreHandle, trap: int, error: int) -> None:
-        """Let go of what a fiber has ended with, if nobody has asked for it. The caller is inside."""
-        if trap:
-            errors.take_trap(trap)
-        if error:
-            errors.take_error(error)
-        if trap or error:  # else it would be taken for what the next one fails with
-            self._take_pending(handle)
 
     def sweep(self) -> None:
         """Free the fibers that could not be freed from inside."""
@@ -726,7 +705,7 @@ class Store:
             linker.define_host("", "", native, self.add_hosts([host]), plain=plain)
             return linker.get("", "", handle).raw
 
-    # functions as references; the classes live above, and say here how they are made
+    # functions and exceptions; the classes live above, and say here how they are made
 
     function_class: type[Any]
     function_maker: staticmethod[[Store, tuple[int, int], FunctionType], Any]
@@ -757,118 +736,6 @@ class Store:
             known = self.function_maker(self, raw, externs.function_type(self.handle, raw))
             self.remember(identity, known)
         return known
-
-    # exceptions
-
-    @property
-    def python_tag(self) -> Extern:
-        """The store's own tag for Python exceptions. The caller is inside."""
-        if self._python_tag is None:
-            self._python_tag = externs.new_tag(self.handle, _PYTHON_TAG_TYPE)
-        return self._python_tag
-
-    def meet(self, exc: Exception) -> None:
-        """Let *exc*, which is about to be thrown in here, bind what it holds. Not from inside."""
-        meet = getattr(exc, "_meet", None)
-        if meet is not None:
-            meet(self)
-
-    def throw_from_host(self, exc: Exception) -> int:
-        """Do that for a guest that waits on this thread's own stack. Not from inside."""
-        self.meet(exc)
-        with self.entered():
-            self.opened()
-            return self.throw(exc)
-
-    def throw(self, exc: Exception) -> int:
-        """
-        Make *exc* pending as a wasm exception, and return the trap. The caller is inside.
-
-        If there is no room for it, it is raised here: the caller gets it past the guest.
-        """
-        try:
-            return self._throw(exc)
-        except Exception:
-            raise exc from None
-
-    def _throw(self, exc: Exception) -> int:
-        thrower = getattr(exc, "_throw_in", None)
-        if thrower is not None:
-            tagged: int | None = thrower(self)
-            if tagged is not None:
-                return tagged
-        _, trap = externs.throw(
-            self.handle, self.references, self.python_tag, _PYTHON_TAG_TYPE, [exc]
-        )
-        return trap
-
-    def failure(
-        self, error: int, trap: int, what: str, kind: Callable[[str], WasmError] | None = None
-    ) -> BaseException:
-        """Return the exception for what a fiber or a call failed with."""
-        self.disturb()
-        # A thrown exception arrives as an error from a fiber, as a trap from a direct call.
-        thrown = self._take_thrown()
-        if thrown is not None:
-            frames = errors.take_trap(trap).frames if trap else errors.take_error(error).frames
-            if frames:
-                thrown.add_note("wasm backtrace:\n" + "\n".join(f"  {each}" for each in frames))
-            return thrown
-        if trap:
-            return self._noticed(errors.take_trap(trap), what)
-        text = errors.take_error(error)
-        if text.is_deadline:
-            return self._noticed(Interrupted("deadline", frames=text.frames), what)
-        if kind is not None:
-            return kind(text.message)
-        if text.is_empty_pool:
-            return RangeError(text.message)
-        if "type mismatch" in text.message or "argument" in text.message:
-            return TypeError(f"{what}: {text.message}")
-        return self._noticed(Trap(text.message, None, text.frames), what)
-
-    def failure_on_stack(self, error: int, trap: int, what: str) -> BaseException:
-        """Return the exception for what a call on a thread's own stack failed with."""
-        exc = self.failure(error, trap, what)
-        if self._raised:
-            with self.entered():
-                self._let_go(self.opened())
-            if pending_drops():
-                drain()
-        return exc
-
-    def _noticed(self, exc: Trap, what: str) -> Trap:
-        from .. import _log
-
-        _log.event(
-            "guest_trapped",
-            what=what,
-            code=None if exc.code is None else exc.code.name,
-            stack_overflow=isinstance(exc, StackOverflow),
-        )
-        return exc
-
-    def _take_thrown(self) -> BaseException | None:
-        with self.entered():
-            return self._take_pending(self.opened())
-
-    def _take_pending(self, handle: StoreHandle) -> BaseException | None:
-        if not externs.has_exception(handle):
-            return None
-        if self._scope is None:
-            self._scope = new_scope_function(handle)
-        with root_scope(handle, self._scope):
-            return self._thrown(*externs.take_exception(handle, self.references))
-
-    def _thrown(self, tag: Extern, fields: list[Any], root: Root) -> BaseException:
-        if (
-            self._python_tag is not None
-            and tag.key == self._python_tag.key
-            and isinstance(fields[0], BaseException)
-        ):
-            self._raised = True
-            return fields[0]
-        return self.exception_maker(self, tag, fields, root)
 
 
 def _alive(reference: weakref.ref[Any] | None) -> bool:
