@@ -11,7 +11,7 @@ import pytest
 from .support import CALLER, SPIN, run_script
 
 PRELUDE = f"""
-import asyncio, gc, os, sys, threading
+import asyncio, gc, os, sys, threading, time
 import anyio
 import asyncwasm as aw
 CALLER = aw.wat2wasm('''{CALLER}''')
@@ -412,6 +412,19 @@ SCRIPTS = {
         loop = asyncio.new_event_loop()
         loop.run_until_complete(main())
         sys.stderr = open(os.devnull, "w")
+        """,
+        ["leaving"],
+    ),
+    "exit with a guest on a daemon thread": (
+        """
+        instance = aw.Instance(aw.Module(SPIN))
+        threading.Thread(target=instance.exports.spin, daemon=True).start()
+        while not instance.store.handle.roomless:
+            pass
+        end = time.monotonic() + 0.3  # it looks for signals a few times
+        while time.monotonic() < end:
+            pass
+        print("leaving")
         """,
         ["leaving"],
     ),

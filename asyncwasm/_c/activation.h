@@ -212,8 +212,9 @@ meet_tick(Activation *self)
     if (self->since == 0) {
         self->since = self->looked = now;
     }
-    if (now - self->looked >= SIGNAL_SECONDS) {
-        Gate *gate = self->function->callee.gate;
+    Gate *gate = self->function->callee.gate;
+    /* A clock without engines has been stopped: the interpreter ends, and would end this thread. */
+    if (now - self->looked >= SIGNAL_SECONDS && ((Clock *)gate->clock)->count) {
         step_out(self);
         /* The library has taken its own while it is called. A handler may call into the store. */
         api.store_on_deadline(gate->store, on_deadline, gate, NULL);
