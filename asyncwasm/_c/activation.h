@@ -1,8 +1,9 @@
 /*
  * Activation: a call on its thread's own stack, whose guest may call host functions.
  *
- * It begins with the GIL held, which takes as long to let go of and to take back as a short call
- * does. At the next tick the guest lets go of it: so others wait for it no longer than for a tick.
+ * One of a function that is called again and again begins with the GIL held, which takes as long to
+ * let go of and to take back as a short call does. At the next tick the guest lets go of it: so others
+ * wait for it no longer than for a tick.
  *
  * While a host function runs, nobody is inside of the store, so that everything can be done with it
  * that can be done while a fiber waits, but two: on other threads nothing may begin, and the store is
@@ -14,6 +15,9 @@
 typedef struct {
     Callee callee;
     double hold_seconds;
+    unsigned long long tick; /* of the last call */
+    unsigned calls;          /* since then */
+    bool brief;              /* whether so many of them fit into a tick that they are short */
     PyObject *hosts; /* the list of the store's, or NULL: not looked up yet */
     /* what Python knows of it, here because most functions are made, called once, and forgotten */
     PyObject *external, *name, *quick, *shape, *store;
@@ -34,12 +38,29 @@ typedef struct Activation {
 
 #define SIGNAL_SECONDS 0.04 /* after which a guest on a thread's own stack looks for signals */
 
-/* Whether guests of the store may hold the GIL until the next tick: there is sure to be one. */
-static inline bool
-may_hold(const Gate *gate)
+#define BRIEF_CALLS 64 /* in a tick */
+
+/* Note one more call. */
+static inline void
+count_call(Direct *self, const Clock *clock)
 {
+    unsigned long long now = clock->ticks;
+    if (now != self->tick) {
+        self->brief = self->calls / BRIEF_CALLS >= now - self->tick;
+        self->calls = 0;
+        self->tick = now;
+    }
+    self->calls++;
+}
+
+/* Whether its guest may hold the GIL until the next tick: there is sure to be one. */
+static inline bool
+may_hold(const Direct *self)
+{
+    const Gate *gate = self->callee.gate;
     const Clock *clock = (const Clock *)gate->clock;
-    return !(gate->lingers || gate->waits || gate->guarded || clock->parked || clock->manual);
+    return self->brief &&
+           !(gate->lingers || gate->waits || gate->guarded || clock->parked || clock->manual);
 }
 
 /* Go inside with the clock running. Nobody is there. */
@@ -48,7 +69,7 @@ run_on(Activation *self)
 {
     Gate *gate = self->function->callee.gate;
     ((Clock *)gate->clock)->needed = true; /* before the look whether it is parked */
-    self->holds = may_hold(gate);
+    self->holds = may_hold(self->function);
     if (!gate->soon) {
         gate->soon = true;
         api.set_deadline(gate->context, NEAR);

@@ -34,8 +34,9 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
     if (clock->parked) {
         wake_clock(clock); /* if that is impossible, nobody looks for signals */
     }
+    count_call(self, clock);
     /* Where no host runs and no tick is met, it has not taken long. */
-    bool timed = gate->hosted || !may_hold(gate) || self->hold_seconds < TICK_SECONDS;
+    bool timed = gate->hosted || !may_hold(self) || self->hold_seconds < TICK_SECONDS;
     double started = timed ? coarse_seconds() : 0;
     Py_INCREF(self); /* the guest may outlive every other reference */
     begin_yielding(gate);

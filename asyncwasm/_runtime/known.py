@@ -1,36 +1,9 @@
-"""What a store knows of, and what it makes when it is first asked for: most stores live briefly."""
+"""What a store knows of."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from .store import Store
-
-T = TypeVar("T")
-
-
-class OnDemand(Generic[T]):
-    """
-    An attribute of a store that is made when it is first asked for.
-
-    Most stores live for one call or two, and need few of them.
-    """
-
-    def __init__(self, make: Callable[[Store], T]) -> None:
-        self._make = make
-
-    def __set_name__(self, owner: type[Store], name: str) -> None:
-        self._name = name
-
-    def __get__(self, store: Store | None, owner: type[Store]) -> T:
-        if store is None:  # somebody looks at the class
-            raise AttributeError(self._name)
-        # In one step: several threads may ask at once, and all of them get the same.
-        made: T = store.__dict__.setdefault(self._name, self._make(store))
-        return made
+from typing import Any
 
 
 class Known:

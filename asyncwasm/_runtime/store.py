@@ -38,7 +38,8 @@ from .config import UNLIMITED, UNLIMITED_NATIVE, Limits, native_limits
 from .engine import Engine, default_engine
 from .host import HostFunction
 from .hostcall import HostCall, innermost
-from .known import Known, OnDemand
+from .known import Known
+from .ondemand import OnDemand
 from .operation import Lane, Operation
 
 T = TypeVar("T")
@@ -256,37 +257,34 @@ class Store:
     def bind(self, engine: Engine, artifact: Artifact | None = None) -> StoreHandle:
         """Make the native store for *artifact*, or for modules of *engine*, if there is none."""
         self._check_open()
-        if self._native is not None:
-            if self._engine is not engine:
-                raise LinkError(
-                    "the module was compiled for another engine than the store's; "
-                    "compile it with engine=store.engine"
-                )
-            return self._native
-        with self._bind_lock:
-            if self._native is None:
+        if self._native is None:
+            with self._bind_lock:
                 if self._engine is None:
                     self._engine = engine
-                elif self._engine is not engine:
-                    raise LinkError(
-                        "the module was compiled for another engine than the store's; "
-                        "compile it with engine=store.engine"
-                    )
-                limits = self._limits
-                fuel = limits.fuel is not None
-                variant = (artifact or engine).variant(fuel)
-                variant = engine.pooled(variant) if self.pooled else variant
-                handle = StoreHandle(
-                    engine.native(variant),
-                    FAR,
-                    UNLIMITED_NATIVE if limits is UNLIMITED else native_limits(limits),
-                    engine.direct_stack_bytes,
-                )
-                if self._sync_deadline_seconds is not None or not self.direct:
-                    handle.detour = True
-                self.adopt(handle, variant)
-        assert self._native is not None
-        return self._native
+                if self._native is None and self._engine is engine:
+                    self._open(engine, artifact)
+        if self._engine is not engine:
+            raise LinkError(
+                "the module was compiled for another engine than the store's; "
+                "compile it with engine=store.engine"
+            )
+        return self.handle
+
+    def _open(self, engine: Engine, artifact: Artifact | None) -> None:
+        """Make the native store. The caller holds the lock for that."""
+        limits = self._limits
+        fuel = limits.fuel is not None
+        variant = (artifact or engine).variant(fuel)
+        variant = engine.pooled(variant) if self.pooled else variant
+        handle = StoreHandle(
+            engine.native(variant),
+            FAR,
+            UNLIMITED_NATIVE if limits is UNLIMITED else native_limits(limits),
+            engine.direct_stack_bytes,
+        )
+        if self._sync_deadline_seconds is not None or not self.direct:
+            handle.detour = True
+        self.adopt(handle, variant)
 
     def adopt(self, handle: StoreHandle, variant: Variant) -> None:
         """Have *handle*, which is new, as the native store, for code of *variant*."""
