@@ -202,8 +202,10 @@ async def test_suspending_function_that_returns_a_number_has_returned_it() -> No
 @every_loop
 async def test_cancellation_reaches_the_coroutine_where_it_waits() -> None:
     ended: list[str] = []
+    waiting = anyio.Event()
 
     async def f(value: int) -> int:
+        waiting.set()
         try:
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class():
@@ -214,10 +216,11 @@ async def test_cancellation_reaches_the_coroutine_where_it_waits() -> None:
     made = await hosted(f)
 
     for _ in range(3):
+        waiting = anyio.Event()
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(made.exports.call.call_async, 1)
-                await anyio.lowlevel.checkpoint()
+                await waiting.wait()
                 scope.cancel()
     assert ended == ["cancelled"] * 3
     assert is_idle(made)
