@@ -12,6 +12,9 @@ import sys
 import threading
 from typing import Any
 
+import anyio
+from anyio.lowlevel import RunVar
+
 from .._ffi.clock import OLD, OVER, PureClock
 from .checkpoints import checkpoint
 from .signal import closable_loop, in_trio
@@ -24,20 +27,40 @@ class _Watching(threading.local):
 
 
 _watching = _Watching()
+
+
 _PATIENCE = 1000  # turns; not for ever, should a signal handler have torn the watch
+_LOOKING = 64  # that look in each turn whether there is time: others stand in line for that
+_looking: RunVar[anyio.Semaphore] = RunVar("asyncwasm_looking")
 
 
 async def wait_for_turn(clock: PureClock) -> None:
     """Let the loop run until it comes to a turn in which there is time left for guests."""
-    for _ in range(_PATIENCE):
-        streak = clock.streak()
-        if streak == 0:
-            return
-        watch(clock)
-        if streak != OVER:
-            return
-        await checkpoint()
+    if _has_time(clock):
+        return
+    async with _line():
+        for _ in range(_PATIENCE):
+            if _has_time(clock):
+                return
+            await checkpoint()
     clock.new_turn()
+
+
+def _has_time(clock: PureClock) -> bool:
+    streak = clock.streak()
+    if streak:
+        watch(clock)
+    return streak != OVER
+
+
+def _line() -> anyio.Semaphore:
+    """Return what those in this loop stand in line at, who would all look in each turn otherwise."""
+    try:
+        return _looking.get()
+    except LookupError:
+        line = anyio.Semaphore(_LOOKING, fast_acquire=True)
+        _looking.set(line)
+        return line
 
 
 def spent(clock: PureClock) -> bool:
