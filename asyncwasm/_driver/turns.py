@@ -10,28 +10,27 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
-
-import anyio
-from anyio.lowlevel import RunVar
 
 from .._ffi.clock import OLD, OVER, PureClock
 from .checkpoints import checkpoint
-from .signal import closable_loop, in_trio
+from .signal import closable_loop, in_trio, running_loop
 
 
-class _Watching(threading.local):
-    """The loop of this thread that has the callback in its queue."""
+class _Here(threading.local):
+    """What is known of the loop of this thread."""
 
-    loop: Any = None
+    watched: Any = None  # the loop that has the callback in its queue
+    line: Any = None  # a semaphore, and a reference to the loop that it belongs to
+    loop: Callable[[], object] = staticmethod(lambda: None)
 
 
-_watching = _Watching()
-
-
+_here = _Here()
 _PATIENCE = 1000  # turns; not for ever, should a signal handler have torn the watch
 _LOOKING = 64  # that look in each turn whether there is time: others stand in line for that
-_looking: RunVar[anyio.Semaphore] = RunVar("asyncwasm_looking")
 
 
 async def wait_for_turn(clock: PureClock) -> None:
@@ -53,14 +52,15 @@ def _has_time(clock: PureClock) -> bool:
     return streak != OVER
 
 
-def _line() -> anyio.Semaphore:
+def _line() -> AbstractAsyncContextManager[Any]:
     """Return what those in this loop stand in line at, who would all look in each turn otherwise."""
-    try:
-        return _looking.get()
-    except LookupError:
-        line = anyio.Semaphore(_LOOKING, fast_acquire=True)
-        _looking.set(line)
-        return line
+    loop = running_loop()
+    if _here.loop() is not loop:
+        # Not anyio's, which loads its backend first: that takes ten turns.
+        _here.line = sys.modules["trio" if in_trio() else "asyncio"].Semaphore(_LOOKING)
+        _here.loop = (lambda: loop) if in_trio() else weakref.ref(loop)
+    line: AbstractAsyncContextManager[Any] = _here.line
+    return line
 
 
 def spent(clock: PureClock) -> bool:
@@ -77,18 +77,18 @@ def watch(clock: PureClock) -> None:
     if in_trio():
         trio: Any = sys.modules["trio"]
         loop = trio.lowlevel.current_trio_token()
-        if _watching.loop is not loop:
+        if _here.watched is not loop:
             loop.run_sync_soon(_begin, clock)
-            _watching.loop = loop  # last: a signal handler that raises may come in between
+            _here.watched = loop  # last: a signal handler that raises may come in between
         return
     loop = closable_loop()
     if loop is None:
         clock.new_turn()
-    elif _watching.loop is not loop:
+    elif _here.watched is not loop:
         loop.call_soon(_begin, clock)
-        _watching.loop = loop
+        _here.watched = loop
 
 
 def _begin(clock: PureClock) -> None:
-    _watching.loop = None
+    _here.watched = None
     clock.new_turn()
