@@ -323,7 +323,7 @@ class InstancePool:
                     return None
                 self._loop = loop
             self._places += 1
-            store = self._enroll(plan.blueprint)
+            store = self._enroll(plan, plan.pooled)
         entry: _Entry | None = None
         try:
             entry = self._make_at_once(plan, plan.blueprint, store)
@@ -407,21 +407,11 @@ class InstancePool:
         entry.instance.close()
         return None
 
-    def _enroll(self, blueprint: Blueprint) -> Store:
-        """Return the store of an instance that is made now. The caller holds the lock."""
-        store = Store._lean(blueprint.engine, self._limits, blueprint.pooled)
-        self._stores[store] = None
-        self._created += 1
-        return store
-
     def _make_new(self, plan: Plan) -> _Entry | None:
         """Make an instance for a place that has been taken; None if that may take longer."""
         if plan.blueprint is None:
             return None
-        with self._lock:
-            self._check_open()
-            store = self._enroll(plan.blueprint)
-        return self._make_at_once(plan, plan.blueprint, store)
+        return self._make_at_once(plan, plan.blueprint, self._open(plan, plan.pooled))
 
     def _make_at_once(self, plan: Plan, blueprint: Blueprint, store: Store) -> _Entry | None:
         """Make an instance in *store*, which is forgotten if there comes none of it."""
@@ -436,9 +426,13 @@ class InstancePool:
         finally:
             if instance is None:
                 self._forget(store)
-                with self._lock:
-                    self._created -= 1
-        return None if instance is None else _Entry(instance, plan)
+        return None if instance is None else self._entry(instance, plan)
+
+    def _entry(self, instance: Instance, plan: Plan) -> _Entry:
+        """Return what has been made."""
+        with self._lock:
+            self._created += 1
+        return _Entry(instance, plan)
 
     async def _make(self, plan: Plan) -> _Entry:
         store = self._open(plan, plan.pooled)
@@ -466,16 +460,18 @@ class InstancePool:
                     "makes the imports make such objects, too."
                 )
             raise
-        with self._lock:
-            self._created += 1
-        return _Entry(instance, plan)
+        return self._entry(instance, plan)
 
     def _open(self, plan: Plan, pooled: bool) -> Store:
         """Return a store for one more instance."""
-        store = Store._lean(plan.module.engine, self._limits, pooled)
         with self._lock:
             self._check_open()
-            self._stores[store] = None
+            return self._enroll(plan, pooled)
+
+    def _enroll(self, plan: Plan, pooled: bool) -> Store:
+        """Return a store for one more instance. The caller holds the lock."""
+        store = Store._lean(plan.module.engine, self._limits, pooled)
+        self._stores[store] = None
         return store
 
     def _forget(self, store: Store) -> None:
@@ -497,8 +493,6 @@ class InstancePool:
             return False
         if unfit:
             plan.pooled = False
-            if plan.blueprint is not None:
-                plan.blueprint.pooled = False
         _log.event("pool_not_used", logging.INFO, digest=plan.module.digest, error=str(exc))
         return True
 

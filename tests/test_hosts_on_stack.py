@@ -227,7 +227,9 @@ def test_signal_handler_ends_a_guest_that_has_host_functions_and_calls_none() ->
     made = guest(lambda value: value, engine=aw.Engine())  # whose clock nobody else needs
     before = signal.signal(signal.SIGALRM, alarm)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)  # the clock has rested more than once by then
+        signal.setitimer(
+            signal.ITIMER_REAL, 0.3
+        )  # a clock that nobody needs has come to rest by then
         with pytest.raises(Stop):
             made.exports.spin()
     finally:

@@ -153,7 +153,7 @@ def test_failed_instantiation_leaves_nothing() -> None:
 @pytest.mark.slow
 def test_externref_round_trips_keep_memory_flat() -> None:
     """
-    100,000 of them: a million take half a minute, and show no more than these.
+    200,000 of them: a million take half a minute, and show no more than these.
 
     With the small heap, a reference that is kept shows after 2,047 already; what this adds is
     memory outside of the heap.
@@ -161,7 +161,7 @@ def test_externref_round_trips_keep_memory_flat() -> None:
     same = instance(IDENTITY, limits=SMALL_HEAP).exports.same
 
     def work() -> None:
-        for _ in range(as_many(50_000)):
+        for _ in range(as_many(100_000)):
             thing = Thing()
             assert same(thing) is thing
 

@@ -35,9 +35,6 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
         wake_clock(clock); /* if that is impossible, nobody looks for signals */
     }
     count_call(self, clock);
-    /* Where no host runs and no tick is met, it has not taken long. */
-    bool timed = gate->hosted || !may_hold(self) || self->hold_seconds < TICK_SECONDS;
-    double started = timed ? coarse_seconds() : 0;
     Py_INCREF(self); /* the guest may outlive every other reference */
     begin_yielding(gate);
     here.polled = NULL;
@@ -47,6 +44,9 @@ Direct_run(Direct *self, unsigned char *values, Py_ssize_t length)
     }
     clock->guests++; /* what it does between two ticks may take longer than the clock has patience */
     run_on(&own);
+    /* Where no host runs and no tick is met, it has not taken long. */
+    bool timed = gate->hosted || !own.holds || self->hold_seconds < TICK_SECONDS;
+    double started = timed ? coarse_seconds() : 0;
     void *error = api.call_unchecked(gate->context, callee->function, values, length, &trap);
     if (own.thread != NULL) {
         PyEval_RestoreThread(own.thread);

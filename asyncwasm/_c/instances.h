@@ -1,5 +1,22 @@
 /* Instances: the steps of a short life, one call each. */
 
+/* Find what `instance` exports as `name`; false with an exception. Nobody is inside. */
+static bool
+find(void *context, PyObject *instance, PyObject *name, unsigned char *found)
+{
+    if (PyBytes_GET_SIZE(instance) != INSTANCE_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "an instance of the wrong size");
+        return false;
+    }
+    memset(found, 0, EXTERN_BYTES);
+    if (!api.export_get(context, PyBytes_AS_STRING(instance), PyBytes_AS_STRING(name),
+                        (size_t)PyBytes_GET_SIZE(name), found)) {
+        PyErr_SetObject(PyExc_KeyError, name);
+        return false;
+    }
+    return true;
+}
+
 /*
  * Find the function that `instance` exports as `name`: its two words, and a tuple of its kind and
  * those words of what they point to that say which one it is; see externs.py. Nobody is inside.
@@ -7,14 +24,8 @@
 static PyObject *
 identify_export(const Gate *gate, PyObject *instance, PyObject *name, uint64_t *words)
 {
-    unsigned char found[EXTERN_BYTES] = {0};
-    if (PyBytes_GET_SIZE(instance) != INSTANCE_BYTES) {
-        PyErr_SetString(PyExc_ValueError, "an instance of the wrong size");
-        return NULL;
-    }
-    if (!api.export_get(gate->context, PyBytes_AS_STRING(instance), PyBytes_AS_STRING(name),
-                        (size_t)PyBytes_GET_SIZE(name), found)) {
-        PyErr_SetObject(PyExc_KeyError, name);
+    unsigned char found[EXTERN_BYTES];
+    if (!find(gate->context, instance, name, found)) {
         return NULL;
     }
     memcpy(words, found + 8, 2 * sizeof(uint64_t));
@@ -154,33 +165,17 @@ instantiate_linked(PyObject *module, PyObject *const *args, Py_ssize_t count)
                          (Py_ssize_t)INSTANCE_BYTES);
 }
 
-/* Find what the arguments (context, instance, name) say; false with an exception. */
-static bool
-look_up(PyObject *const *args, Py_ssize_t count, unsigned char *found)
-{
-    if (count != 3 || !PyBytes_CheckExact(args[1]) || !PyBytes_CheckExact(args[2]) ||
-        PyBytes_GET_SIZE(args[1]) != INSTANCE_BYTES) {
-        PyErr_SetString(PyExc_TypeError, "expected a context, an instance and a name");
-        return false;
-    }
-    void *context = take_address(args[0]);
-    if (context == NULL) {
-        return false;
-    }
-    memset(found, 0, EXTERN_BYTES);
-    if (!api.export_get(context, PyBytes_AS_STRING(args[1]), PyBytes_AS_STRING(args[2]),
-                           (size_t)PyBytes_GET_SIZE(args[2]), found)) {
-        PyErr_SetObject(PyExc_KeyError, args[2]);
-        return false;
-    }
-    return true;
-}
-
+/* (context, instance, name): the extern */
 static PyObject *
 find_export(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     unsigned char found[EXTERN_BYTES];
-    if (!look_up(args, count, found)) {
+    if (count != 3 || !PyBytes_CheckExact(args[1]) || !PyBytes_CheckExact(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "expected a context, an instance and a name");
+        return NULL;
+    }
+    void *context = take_address(args[0]);
+    if (context == NULL || !find(context, args[1], args[2], found)) {
         return NULL;
     }
     return PyBytes_FromStringAndSize((const char *)found, EXTERN_BYTES);
@@ -194,7 +189,7 @@ static PyObject *
 find_function(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 3 || !PyObject_TypeCheck(args[0], &Gate_Type) || !PyBytes_CheckExact(args[1]) ||
-        !PyBytes_CheckExact(args[2]) || PyBytes_GET_SIZE(args[1]) != INSTANCE_BYTES) {
+        !PyBytes_CheckExact(args[2])) {
         PyErr_SetString(PyExc_TypeError, "expected a gate, an instance and a name");
         return NULL;
     }

@@ -42,7 +42,6 @@ class PureClock:
     """A thread that increments the epoch of engines every TICK_SECONDS; in C it needs no GIL."""
 
     __slots__ = (
-        "__weakref__",
         "_engines",
         "_lock",
         "_thread",

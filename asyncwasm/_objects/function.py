@@ -201,7 +201,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         """Return the function that *instance* exports, None if it has to be looked up with care."""
         if shape.export is None:
             return None
-        known = store.__dict__.get("known") or store.own_known()
+        known = store.own_known()
         hosts = store.plain_hosts if store.hosts else None
         made: ExportedFunction | None = cls._exported(
             store.handle,

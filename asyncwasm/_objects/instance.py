@@ -135,9 +135,9 @@ _NONE: Sequence[Any] = ()
 def _blueprint(module: Module, limits: Limits | None) -> Blueprint:
     """Return the blueprint of instances without imports."""
     if limits is not None:
-        return Blueprint(module._artifact, (), limits, False)
+        return Blueprint(module._artifact, (), limits)
     if module._blueprint is None:
-        module._blueprint = Blueprint(module._artifact, (), UNLIMITED, False)
+        module._blueprint = Blueprint(module._artifact, (), UNLIMITED)
     return module._blueprint
 
 
@@ -196,17 +196,14 @@ class Preparation:
     def now(self) -> bytes:
         """Instantiate what is `immediate`."""
         if self._blueprint is not None:
-            made = self._blueprint.build(self.store)
-            if made is None:  # it has found something out that the blueprint does not say
-                self.store.bind(self.module.engine, self.module._artifact)
-            else:
-                return self._made(made)
+            built = self._blueprint.build(self.store)
+            if built is not None:
+                return built
+            self.store.bind(self.module.engine, self.module._artifact)
         hosts = plain_hosts(self._definitions)
         if hosts is None or not self.store.direct:
             return self.operation.at_once()
-        return self._made(instantiate_now(self.store, self.module._artifact, hosts))
-
-    def _made(self, made: bytes | tuple[int, int]) -> bytes:
+        made = instantiate_now(self.store, self.module._artifact, hosts)
         if isinstance(made, bytes):
             return made
         raise self.operation.failed(*made)
@@ -299,18 +296,12 @@ class Instance:
     def _built(cls, module: Module, store: Store, blueprint: Blueprint) -> Instance | None:
         """
         Instantiate *module* in *store*, which is new, as *blueprint* says; None: it takes longer.
-
-        Raises:
-            Trap: If a segment does not fit.
-            RangeError: If the module needs more of anything than it can have.
         """
         made = blueprint.build(store)
         if made is None:
             return None
-        if not isinstance(made, bytes):
-            raise Instantiation(store, module._artifact, blueprint.hosts).failed(*made)
         self = cls.__new__(cls)
-        self._module, self._store, self._owned, self._raw = module, store, True, made
+        self._setup(module, store, True, made)
         return self
 
     def _setup(self, module: Module, store: Store, owned: bool, raw: bytes) -> None:
@@ -379,42 +370,43 @@ class Instance:
 # Not a method: exports that refer to their instance would be a cycle.
 def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
     if declared.kind == "function":
-        shape = module._artifact.shapes.get(declared.name)
-        made = None if shape is None else ExportedFunction._of_export(store, raw, shape)
-        if made is not None:
-            return made
-        found = exported_function(store.handle, raw, declared.name)
-        if found is not None:
-            return _function(store, *found, declared, module)
+        return _function(store, raw, module, declared)
     with store.entered():
         extern = export(store.opened(), raw, declared.name)
-    if declared.kind == "function":
-        return _function(store, extern.raw, externs.function_identity(extern.raw), declared, module)
     return _MAKERS[declared.kind](store, extern, declared, module)
 
 
-def _function(
-    store: Store,
-    raw: tuple[int, int],
-    identity: tuple[Any, ...],
-    declared: Export,
-    module: Module,
-) -> ExportedFunction:
+def _function(store: Store, instance: bytes, module: Module, declared: Export) -> ExportedFunction:
+    shape = _shape(module, declared)
+    made = ExportedFunction._of_export(store, instance, shape)
+    if made is not None:
+        return made
+    found = exported_function(store.handle, instance, declared.name)
+    if found is None:
+        with store.entered():
+            raw = export(store.opened(), instance, declared.name).raw
+        found = raw, externs.function_identity(raw)
+    raw, identity = found
     known: ExportedFunction | None = store.known.get(identity)
     if known is None:
-        shapes = module._artifact.shapes
-        shape = shapes.get(declared.name)
-        if shape is None:
-            type = declared.type
-            assert isinstance(type, FunctionType)
-            concrete = concrete_kinds(type.parameters, module._artifact.kinds)
-            name = str(declared.index)
-            shape = shapes[declared.name] = Shape(type, concrete, name, declared.name)
         known = ExportedFunction._from_shape(store, raw, shape)
         store.remember(identity, known)
     elif not known._name:  # met in a table before
-        known._name = str(declared.index)
+        known._name = shape.name
     return known
+
+
+def _shape(module: Module, declared: Export) -> Shape:
+    """Return what the function has in common with those of the module's other instances."""
+    shapes = module._artifact.shapes
+    shape: Shape | None = shapes.get(declared.name)
+    if shape is None:
+        type = declared.type
+        assert isinstance(type, FunctionType)
+        concrete = concrete_kinds(type.parameters, module._artifact.kinds)
+        shape = Shape(type, concrete, str(declared.index), declared.name)
+        shapes[declared.name] = shape
+    return shape
 
 
 def _memory(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:

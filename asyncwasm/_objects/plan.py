@@ -38,7 +38,7 @@ class Plan:
         self.blueprint: Blueprint | None = None
         hosts = None if self._template is None else self._template.hosts
         if hosts is not None and module._artifact.stands_alone:
-            self.blueprint = Blueprint(module._artifact, hosts, limits or UNLIMITED, self.pooled)
+            self.blueprint = Blueprint(module._artifact, hosts, limits or UNLIMITED)
 
     def prepare(self, store: Store) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-_FEW_BYTES = 256 << 10
+_SCANNED_BYTES = 256 << 10
 # Their second part is a number, which may be written in more bytes than it needs.
 _LENGTHY_INSTRUCTION = re.compile(rb"\xfc[\x08\x0a-\x0c\x0e\x0f\x11\x88\x8a-\x8c\x8e\x8f\x91]")
 
@@ -109,8 +109,9 @@ class Artifact:
         Those fill or copy memories and tables. Bytes that look like one are taken for one, and a
         large module for one that has some.
         """
-        few = len(self.source) <= _FEW_BYTES
-        return not few or _LENGTHY_INSTRUCTION.search(self.source[:]) is not None
+        if len(self.source) > _SCANNED_BYTES:
+            return True
+        return _LENGTHY_INSTRUCTION.search(self.source[:]) is not None
 
     @cached_property
     def stands_alone(self) -> bool:

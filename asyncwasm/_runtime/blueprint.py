@@ -11,12 +11,13 @@ from .._ffi.instances import build
 from .artifact import Artifact, Variant
 from .config import Limits, native_limits
 from .host import HostFunction
-from .instantiation import created
+from .instantiation import Instantiation, created
 from .store import Store
 
 
 class _Parts(NamedTuple):
     generation: int  # of the process
+    pooled: bool  # whether the stores' memory comes from the engine's pool, if there is one
     base: Variant  # that the artifact had when the rest was looked up
     variant: Variant  # that stores get
     kept: tuple[Handle, Handle | None]  # the code, and that with the host functions, if any
@@ -31,7 +32,6 @@ class Blueprint:
         artifact: What stands alone.
         hosts: All that it imports; they are plain.
         limits: Of the stores.
-        pooled: Whether their memory comes from the engine's pool, if there is one.
     """
 
     __slots__ = (
@@ -42,14 +42,10 @@ class Blueprint:
         "_limits",
         "_parts",
         "_plain",
-        "engine",
         "hosts",
-        "pooled",
     )
 
-    def __init__(
-        self, artifact: Artifact, hosts: Sequence[HostFunction], limits: Limits, pooled: bool
-    ) -> None:
+    def __init__(self, artifact: Artifact, hosts: Sequence[HostFunction], limits: Limits) -> None:
         self._artifact = artifact
         self._limits = native_limits(limits)
         self._fuel = limits.fuel is not None
@@ -57,22 +53,27 @@ class Blueprint:
         self._plain: list[Any] = [host.plain for host in hosts]
         self._parts: _Parts | None = None
         self._careful = artifact.holds_references or artifact.lingers
-        self.engine = artifact.engine
         self.hosts = list(hosts)
-        self.pooled = pooled
 
-    def build(self, store: Store) -> bytes | tuple[int, int] | None:
+    def build(self, store: Store) -> bytes | None:
         """
         Make the native store of *store*, which is new and of the same limits, with an instance.
 
         Returns:
-            The instance; the error and the trap that it has failed with; or None if it takes
-            longer, because some part has to be made first.
+            The instance; None if it takes longer, because some part has to be made first.
+        Raises:
+            Trap: If a segment does not fit.
+            RangeError: If the module needs more of anything than it can have.
         """
         started = perf_counter()
         artifact, parts = self._artifact, self._parts
-        if parts is None or parts.generation != Process.generation or artifact.starts_baseline:
-            parts = self._parts = self._find(parts)
+        if (
+            parts is None
+            or parts.generation != Process.generation
+            or parts.pooled != store.pooled
+            or artifact.starts_baseline
+        ):
+            parts = self._parts = self._find(parts, store.pooled)
             if parts is None:
                 return None
         handle, error, trap, instance = build(*parts.arguments)
@@ -82,19 +83,20 @@ class Blueprint:
         if self._careful:
             store.admit(artifact)
         if error or trap:
-            return error, trap
+            raise Instantiation(store, artifact, self.hosts).failed(error, trap)
         created(artifact, started)
         return instance
 
-    def _find(self, known: _Parts | None) -> _Parts | None:
+    def _find(self, known: _Parts | None, pooled: bool) -> _Parts | None:
         """Return what an instance is made from, None if something is not there yet."""
-        artifact, engine = self._artifact, self.engine
+        artifact = self._artifact
+        engine = artifact.engine
         base = artifact.variant(self._fuel)
-        if known is not None and known[:2] == (Process.generation, base):
+        if known is not None and known[:3] == (Process.generation, pooled, base):
             return known
         if not self._fits:
             return None
-        variant = engine.pooled(base) if self.pooled else base
+        variant = engine.pooled(base) if pooled else base
         if not artifact.has(variant):
             return None
         code = artifact.native(variant)
@@ -108,4 +110,4 @@ class Blueprint:
             (linked[1] or code).pointer,
             linked[1] is not None,
         )
-        return _Parts(Process.generation, base, variant, linked, arguments)
+        return _Parts(Process.generation, pooled, base, variant, linked, arguments)

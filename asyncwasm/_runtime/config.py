@@ -14,7 +14,9 @@ HOST_STACK_BYTES = 256 << 10  # beside the guest's, for what is called in betwee
 _TIERS = ("auto", "baseline", "optimized")
 _MAX_POOLED = 100_000  # of a kind: the library keeps a note about each, in use or not
 MAX_POOLED_MEMORY_BYTES = 4 << 30  # the address space that every memory reserves
+# The JS API's limits at run time.
 _MAX_TABLE_ELEMENTS = 10_000_000
+_MAX_MEMORY_BYTES = 1 << 34
 _FEATURES = (
     "simd",
     "relaxed_simd",
@@ -237,17 +239,12 @@ class Limits:
                 raise ValueError(f"expected {field.name} from 0 to 2**63 - 1, got {value}")
 
 
-# The JS API's limits at run time.
-_MAX_TABLE = 10_000_000  # entries
-_MAX_MEMORY = 1 << 34  # bytes
-
-
 def native_limits(limits: Limits) -> tuple[int, int, int, int, int]:
     """Return *limits* as the library takes them: -1 is unlimited."""
     memory, table = limits.memory_bytes, limits.table_elements
     return (
-        _MAX_MEMORY if memory is None else memory,
-        _MAX_TABLE if table is None else min(table, _MAX_TABLE),
+        _MAX_MEMORY_BYTES if memory is None else memory,
+        _MAX_TABLE_ELEMENTS if table is None else min(table, _MAX_TABLE_ELEMENTS),
         -1 if limits.instances is None else limits.instances,
         -1 if limits.tables is None else limits.tables,
         -1 if limits.memories is None else limits.memories,
@@ -255,4 +252,3 @@ def native_limits(limits: Limits) -> tuple[int, int, int, int, int]:
 
 
 UNLIMITED = Limits()
-UNLIMITED_NATIVE = native_limits(UNLIMITED)

@@ -34,7 +34,7 @@ from .._ffi.types import function_type as native_function_type
 from .._types import FunctionType
 from . import exceptions
 from .artifact import Artifact, Variant
-from .config import UNLIMITED, UNLIMITED_NATIVE, Limits, native_limits
+from .config import UNLIMITED, Limits, native_limits
 from .engine import Engine, default_engine
 from .host import HostFunction
 from .hostcall import HostCall, innermost
@@ -93,21 +93,21 @@ class Store:
                 speedups.note_deadlines()
         self._sync_deadline_seconds = sync_deadline_seconds
         self._interleave = bool(interleave)
-        self._engine = engine
-        if limits is not None:
-            self._limits = limits
-            self._fuel = limits.fuel
+        self._setup(engine, limits)
 
     @classmethod
     def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
         """Return what the constructor does, for arguments that have been checked."""
         self = cls.__new__(cls)
+        self._setup(engine, limits)
+        self.pooled = pooled
+        return self
+
+    def _setup(self, engine: Engine | None, limits: Limits | None) -> None:
         self._engine = engine
         if limits is not None:
             self._limits = limits
             self._fuel = limits.fuel
-        self.pooled = pooled
-        return self
 
     # to begin with
     _limits = UNLIMITED
@@ -279,7 +279,7 @@ class Store:
         handle = StoreHandle(
             engine.native(variant),
             FAR,
-            UNLIMITED_NATIVE if limits is UNLIMITED else native_limits(limits),
+            native_limits(limits),
             engine.direct_stack_bytes,
         )
         if self._sync_deadline_seconds is not None or not self.direct:
