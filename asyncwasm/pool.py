@@ -1,8 +1,8 @@
 """
 A pool of instances: one for each use, and never more than so many at a time.
 
-Rule 1: whatever changes the pool's state holds its lock; nothing is awaited, instantiated or
-freed under it.
+Rule 1: whatever changes the pool's state holds its lock, but for counting what was made, which only
+its one loop does; nothing is awaited, instantiated or freed under it.
 Rule 2: room is handed over. Whoever leaves gives its place, and its instance if that is good
 for another use, to the first in line, before anybody else can take it.
 Rule 3: an instance is used again only if everything that its guest was asked for has returned.
@@ -429,9 +429,8 @@ class InstancePool:
         return None if instance is None else self._entry(instance, plan)
 
     def _entry(self, instance: Instance, plan: Plan) -> _Entry:
-        """Return what has been made."""
-        with self._lock:
-            self._created += 1
+        """Return what has been made, by whoever has a place: all of those are in one loop."""
+        self._created += 1
         return _Entry(instance, plan)
 
     async def _make(self, plan: Plan) -> _Entry:
@@ -470,7 +469,7 @@ class InstancePool:
 
     def _enroll(self, plan: Plan, pooled: bool) -> Store:
         """Return a store for one more instance. The caller holds the lock."""
-        store = Store._lean(plan.module.engine, self._limits, pooled)
+        store = Store._lean(plan.engine, self._limits, pooled)
         self._stores[store] = None
         return store
 

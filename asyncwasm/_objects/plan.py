@@ -21,12 +21,13 @@ class Plan:
     Where a new instance takes no time there is a `blueprint`.
     """
 
-    __slots__ = ("_factory", "_template", "blueprint", "module", "pooled")
+    __slots__ = ("_factory", "_template", "blueprint", "engine", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any, limits: Limits | None) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
+        self.engine = module.engine
         self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None

@@ -93,21 +93,23 @@ class Store:
                 speedups.note_deadlines()
         self._sync_deadline_seconds = sync_deadline_seconds
         self._interleave = bool(interleave)
-        self._setup(engine, limits)
+        self._engine = engine
+        if limits is not None:
+            self._limit(limits)
 
     @classmethod
     def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
         """Return what the constructor does, for arguments that have been checked."""
         self = cls.__new__(cls)
-        self._setup(engine, limits)
+        self._engine = engine
+        if limits is not None:
+            self._limit(limits)
         self.pooled = pooled
         return self
 
-    def _setup(self, engine: Engine | None, limits: Limits | None) -> None:
-        self._engine = engine
-        if limits is not None:
-            self._limits = limits
-            self._fuel = limits.fuel
+    def _limit(self, limits: Limits) -> None:
+        self._limits = limits
+        self._fuel = limits.fuel
 
     # to begin with
     _limits = UNLIMITED
