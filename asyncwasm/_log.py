@@ -2,40 +2,43 @@
 Events for whoever runs the application. The only user of structlog.
 
 Rule 1: silent until the application configures structlog or logging; never on stdout.
-Rule 2: an event nobody listens to costs two look-ups, and does not import structlog.
+Rule 2: an event nobody listens to costs two look-ups, and imports neither of them.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
 _NAME = "asyncwasm"
-_stdlib = logging.getLogger(_NAME)
-_silent = logging.NullHandler()  # keeps logging's last resort off stderr
-_stdlib.addHandler(_silent)
+DEBUG, INFO, WARNING = 10, 20, 30  # logging's numbers
+
+
+def _configured() -> bool:
+    """Return whether somebody has configured structlog."""
+    # None also while another thread is in the middle of importing it.
+    is_configured: Any = getattr(sys.modules.get("structlog"), "is_configured", None)
+    return is_configured is not None and bool(is_configured())
 
 
 def _is_heard(level: int) -> bool:
     """Return whether anybody has asked logging for our events of *level*."""
-    return _stdlib.isEnabledFor(level) and any(
-        handler is not _silent for handler in (*_stdlib.handlers, *logging.root.handlers)
-    )
+    get_logger: Any = getattr(sys.modules.get("logging"), "getLogger", None)  # None as above
+    if get_logger is None:
+        return False
+    logger = get_logger(_NAME)
+    # Without a handler, logging would have a last resort, on stderr.
+    return bool(logger.isEnabledFor(level) and logger.hasHandlers())
 
 
-def heard(level: int = logging.DEBUG) -> bool:
+def heard(level: int = DEBUG) -> bool:
     """Return whether an event of *level* goes anywhere; for where its facts cost something."""
-    # None also while another thread is in the middle of importing it.
-    is_configured: Any = getattr(sys.modules.get("structlog"), "is_configured", None)
-    return (is_configured is not None and is_configured()) or _is_heard(level)
+    return _configured() or _is_heard(level)
 
 
-def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
+def event(name: str, level: int = DEBUG, /, **facts: Any) -> None:
     """Emit event *name* with *facts*; units are part of the facts' names."""
-    # None also while another thread is in the middle of importing it.
-    is_configured: Any = getattr(sys.modules.get("structlog"), "is_configured", None)
-    configured = is_configured is not None and is_configured()
+    configured = _configured()
     if not configured and not _is_heard(level):
         return
     import structlog
@@ -43,8 +46,10 @@ def event(name: str, level: int = logging.DEBUG, /, **facts: Any) -> None:
     if configured:
         logger = structlog.get_logger(_NAME)
     else:
+        import logging
+
         logger = structlog.wrap_logger(
-            _stdlib,
+            logging.getLogger(_NAME),
             processors=[
                 structlog.stdlib.filter_by_level,
                 structlog.stdlib.render_to_log_kwargs,

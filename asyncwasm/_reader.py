@@ -138,8 +138,8 @@ Declared: TypeAlias = int | TableType | MemoryType | GlobalType
 
 _ENDS = bytes(0x80) + b"\xff" * 0x80  # of each byte, 0 if it ends a number
 # A LEB128 number of 32 bits. The bound keeps the search linear where none ends.
-_NUMBER = re.compile(rb"[\x80-\xff]{0,4}[\x00-\x7f]")
-_TOO_LARGE = re.compile(rb"[\x80-\xff]{4}[\x10-\xff]")
+_NUMBER = rb"[\x80-\xff]{0,4}[\x00-\x7f]"
+_TOO_LARGE = rb"[\x80-\xff]{4}[\x10-\xff]"
 _STRIDE = 512  # bytes between two places whose index is known
 
 
@@ -169,7 +169,7 @@ class Indices(Sequence[int]):
         )
         if (ends[-1] if ends else 0) != count or ending.endswith(b"\xff"):
             raise ValueError(f"expected {count} indices")
-        if b"\xff\xff\xff\xff" in ending and _TOO_LARGE.search(body):
+        if b"\xff\xff\xff\xff" in ending and re.search(_TOO_LARGE, body):
             raise ValueError("number too large")
         self._imported = imported
         self._body = body
@@ -201,7 +201,7 @@ class Indices(Sequence[int]):
             while start and body[start - 1] > 0x7F:  # the number began in the stride before
                 start -= 1
             end = min((stride + 1) * _STRIDE, len(body))
-            numbers = self._strides[stride] = _NUMBER.findall(body, start, end)
+            numbers = self._strides[stride] = re.findall(_NUMBER, body[start:end])
         return Reader(numbers[at - (self._ends[stride - 1] if stride else 0)]).unsigned()
 
     def __iter__(self) -> Iterator[int]:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from ._record import Record
+
 AddressName: TypeAlias = Literal["i32", "i64"]
 Kind: TypeAlias = Literal["function", "memory", "table", "global", "tag"]
 
@@ -110,8 +112,8 @@ def _value_types(names: Iterable[str], part: str) -> tuple[ValueType, ...]:
     return tuple(map(ValueType, names))
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionType:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FunctionType(Record):
     """
     Parameters and results of a function, in order.
 
@@ -134,8 +136,8 @@ class FunctionType:
         return f"({', '.join(self.parameters)}) -> ({', '.join(self.results)})"
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryType:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MemoryType(Record):
     """
     Size of a memory in pages of 64 KiB, and how it is addressed.
 
@@ -153,8 +155,8 @@ class MemoryType:
     address: AddressName = "i32"
 
 
-@dataclass(frozen=True, slots=True)
-class TableType:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TableType(Record):
     """
     Element type of a table, and its size in entries.
 
@@ -177,8 +179,8 @@ class TableType:
         object.__setattr__(self, "element", ValueType(self.element))
 
 
-@dataclass(frozen=True, slots=True)
-class GlobalType:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GlobalType(Record):
     """
     Value type of a global, and whether it can change.
 
@@ -197,8 +199,8 @@ class GlobalType:
         object.__setattr__(self, "value", ValueType(self.value))
 
 
-@dataclass(frozen=True, slots=True)
-class TagType:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TagType(Record):
     """
     Types of the values that an exception with the tag carries.
 

@@ -10,7 +10,6 @@ Rule 3: an instance is used again only if everything that its guest was asked fo
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from contextlib import AbstractAsyncContextManager
@@ -492,7 +491,7 @@ class InstancePool:
             return False
         if unfit:
             plan.pooled = False
-        _log.event("pool_not_used", logging.INFO, digest=plan.module.digest, error=str(exc))
+        _log.event("pool_not_used", _log.INFO, digest=plan.module.digest, error=str(exc))
         return True
 
     def _give_back(self, entry: _Entry, sound: bool) -> None:

@@ -13,7 +13,17 @@ from .support import ROOT
 PACKAGE = ROOT / "asyncwasm"
 FACES = {"cache", "batch", "pool", "wasi", "asgi", "testing"}
 LAYERS = [
-    {"_errors", "_types", "_log", "_hashes", "_binary", "_reader", "_writer", "_version"},
+    {
+        "_errors",
+        "_types",
+        "_record",
+        "_log",
+        "_hashes",
+        "_binary",
+        "_reader",
+        "_writer",
+        "_version",
+    },
     {"_ffi", "_speedups"},  # the latter is its accelerator, in C
     {"_runtime"},
     {"_objects"},

@@ -13,8 +13,6 @@ import sys
 import weakref
 from typing import Any, cast
 
-from anyio import lowlevel
-
 _BACKEND = "anyio._backends._asyncio"
 
 
@@ -67,10 +65,17 @@ _records: dict[weakref.ref[Any], Any] | None = None  # of anyio's, by task
 
 async def checkpoint() -> None:
     """Let the loop run, and be cancelled if that is due."""
-    await (_sleep(0) if at_ease() else lowlevel.checkpoint())
+    await (_sleep(0) if at_ease() else _lowlevel().checkpoint())
 
 
 async def checkpoint_if_cancelled() -> None:
     """Be cancelled if that is due."""
     if not at_ease():
-        await lowlevel.checkpoint_if_cancelled()
+        await _lowlevel().checkpoint_if_cancelled()
+
+
+def _lowlevel() -> Any:
+    """Load what most programs of asyncio never need."""
+    from anyio import lowlevel
+
+    return lowlevel

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .._objects.instance import Instance, Preparation
 from .._objects.module import Module
 from .._objects.options import NO_OPTIONS, CompileOptions
 from .._runtime.config import Limits
 from .._runtime.engine import Engine
-from .._runtime.jobs import Job
 from .._runtime.store import Store
 from .checkpoints import checkpoint_if_cancelled
 from .drive import drive
 from .signal import new_signal
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ async def result_of(job: Future[T]) -> T:
             job.add_done_callback(lambda _: signal.wake())
             await signal.wait()
     except BaseException:
+        from .._runtime.jobs import Job
+
         if isinstance(job, Job):
             job.abandon()
         raise

@@ -15,7 +15,7 @@ from contextlib import suppress
 from time import perf_counter, sleep
 from typing import Any
 
-from anyio import ClosedResourceError
+import anyio
 
 from .._errors import Trap
 from .._ffi.fiber import ANSWERED, DONE, IMPORT, YIELDED, Fiber, State
@@ -264,7 +264,7 @@ async def _poll_on_thread(operation: Operation) -> State:
                     tickets.append(None)
                     try:
                         engine.runners.submit(work)
-                    except ClosedResourceError:
+                    except anyio.ClosedResourceError:
                         if take(tickets):
                             break  # the rest runs inline
                     return
@@ -275,7 +275,7 @@ async def _poll_on_thread(operation: Operation) -> State:
     try:
         engine.runners.submit(work)
         await signal.wait()
-    except ClosedResourceError:  # nothing has been submitted
+    except anyio.ClosedResourceError:  # nothing has been submitted
         return YIELDED
     except GeneratorExit:  # the loop is gone, nothing can be awaited
         stop = True

@@ -10,7 +10,6 @@ is its owner's to close.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from time import perf_counter
@@ -337,6 +336,6 @@ async def _close(view: _View) -> None:
         try:
             await view.close()
         except Exception as exc:
-            _log.event("response_not_closed", logging.WARNING, error=repr(exc))
+            _log.event("response_not_closed", _log.WARNING, error=repr(exc))
     if scope.cancelled_caught:
-        _log.event("response_not_closed", logging.WARNING, seconds=CLOSE_SECONDS)
+        _log.event("response_not_closed", _log.WARNING, seconds=CLOSE_SECONDS)

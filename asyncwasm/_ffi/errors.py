@@ -23,7 +23,7 @@ from .._errors import (
 from .library import ByteVec, PointerVec, lib
 from .pooling import POOL_EMPTY, explained
 
-_OFFSET = re.compile(r"\(at offset 0x([0-9a-f]+)\)")
+_OFFSET = r"\(at offset 0x([0-9a-f]+)\)"
 _BACKTRACE = "error while executing at wasm backtrace:"
 _UNKNOWN_OFFSET = (1 << 64) - 1
 # What a direct call ends with at the epoch deadline of a store that has run fibers.
@@ -106,7 +106,7 @@ def take_trap(pointer: int) -> Trap:
 def compile_error(pointer: int) -> CompileError:
     """Read and free the error at *pointer*, and return it as a CompileError."""
     message = take_error(pointer).message
-    found = _OFFSET.search(message)
+    found = re.search(_OFFSET, message)
     return CompileError(message, int(found[1], 16) if found else None)
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # what `signal` is made of
 import ctypes
 import enum
-import signal
 import struct
 import threading
 from collections.abc import Callable
@@ -129,7 +128,7 @@ def callbacks() -> Callbacks:
 def _ready_callback() -> int:
     # The continuation asks "is the answer there?" at each poll. `strlen` of the flag says it
     # without calling into Python: "" is 0, false; "\1" is 1, true.
-    runtime: Any = ctypes.CDLL(None) if hasattr(signal, "pthread_sigmask") else ctypes.cdll.msvcrt
+    runtime: Any = ctypes.CDLL(None) if hasattr(_signal, "pthread_sigmask") else ctypes.cdll.msvcrt
     return ctypes.cast(runtime.strlen, ctypes.c_void_p).value or 0
 
 
@@ -358,9 +357,9 @@ def make_sure_of_room(frames: int) -> None:
 _get_handler: Callable[[int], Any] = _signal.getsignal
 _set_handler: Callable[[int, Any], Any] = _signal.signal
 _DEFERRED = tuple(
-    int(getattr(signal, name))
+    int(getattr(_signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
+    if hasattr(_signal, name)
 )
 _caught: list[int] = []
 
@@ -389,4 +388,4 @@ def _poll_deferring_signals(future: int) -> bool:
 def raise_deferred() -> None:
     """Raise the signals that have been held back, if any; best where nobody is in a store."""
     while _caught:
-        signal.raise_signal(_caught.pop(0))
+        _signal.raise_signal(_caught.pop(0))

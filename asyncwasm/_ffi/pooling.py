@@ -129,7 +129,7 @@ def configure(config: int, sizes: Sizes) -> None:
     lib.wasmtime_pooling_allocation_config_delete(pool)
 
 
-_EXHAUSTED = re.compile(r"maximum concurrent limit of (\d+) for (.+?) reached")
+_EXHAUSTED = r"maximum concurrent limit of (\d+) for (.+?) reached"
 _KINDS = {
     "core instances": "instances",
     "memory stripe 0": "memories",
@@ -138,14 +138,14 @@ _KINDS = {
     "fibers": "stacks",
 }
 _BOUNDS = {"memory has a minimum": "memory_bytes", "minimum element size": "table_elements"}
-_CONTEXT = re.compile(r".*pooling allocator (configuration|requirements): ", re.DOTALL)
+_CONTEXT = r"(?s).*pooling allocator (configuration|requirements): "
 
 POOL_EMPTY = "the engine's pool has no room"
 
 
 def explained(message: str) -> str:
     """Return *message*, or what to say instead if it is that the pool has nothing left."""
-    found = _EXHAUSTED.search(message)
+    found = re.search(_EXHAUSTED, message)
     if found is None:
         return message
     kind = _KINDS.get(found[2], "instances")
@@ -157,7 +157,7 @@ def explained(message: str) -> str:
 
 def unfit(message: str) -> str:
     """Return what to say about a module that does not fit a pool, as *message* says."""
-    reason = _CONTEXT.sub("", message)
+    reason = re.sub(_CONTEXT, "", message)
     reason = re.sub(r"0x[0-9a-f]+", lambda found: str(int(found[0], 16)), reason)
     hint = ""
     for text, name in _BOUNDS.items():

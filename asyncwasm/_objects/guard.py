@@ -6,7 +6,6 @@ Rule 1: a warning points at the caller's line, not at ours.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -118,7 +117,7 @@ def _warn(warning: Warning, event: str, **facts: Any) -> None:
     said = event, facts.get("what"), where
     if said not in _Guard.reported:
         _Guard.reported.add(said)
-        _log.event(event, logging.WARNING, where=where, **facts)
+        _log.event(event, _log.WARNING, where=where, **facts)
     warnings.warn(warning, stacklevel=level + 1)
 
 

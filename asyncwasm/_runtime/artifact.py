@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SCANNED_BYTES = 256 << 10
 # Their second part is a number, which may be written in more bytes than it needs.
-_LENGTHY_INSTRUCTION = re.compile(rb"\xfc[\x08\x0a-\x0c\x0e\x0f\x11\x88\x8a-\x8c\x8e\x8f\x91]")
+_LENGTHY_INSTRUCTION = rb"\xfc[\x08\x0a-\x0c\x0e\x0f\x11\x88\x8a-\x8c\x8e\x8f\x91]"
 
 
 class Variant(NamedTuple):
@@ -111,7 +111,7 @@ class Artifact:
         """
         if len(self.source) > _SCANNED_BYTES:
             return True
-        return _LENGTHY_INSTRUCTION.search(self.source[:]) is not None
+        return re.search(_LENGTHY_INSTRUCTION, self.source[:]) is not None
 
     @cached_property
     def stands_alone(self) -> bool:

@@ -18,7 +18,6 @@ meet.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -70,7 +69,7 @@ def open_cache(config: EngineConfig) -> Cache | None:
     try:
         return Cache(user_directory(), config.cache_bytes, chosen=False)
     except Exception as exc:  # there is no home directory
-        _log.event("cache_unusable", logging.WARNING, reason=str(exc))
+        _log.event("cache_unusable", _log.WARNING, reason=str(exc))
         return None
 
 
@@ -284,12 +283,12 @@ class Cache:
             if str(exc) not in self._reported:
                 self._reported.add(str(exc))
                 _log.event(
-                    "cache_unusable", logging.WARNING, directory=self.directory, reason=str(exc)
+                    "cache_unusable", _log.WARNING, directory=self.directory, reason=str(exc)
                 )
         except Exception as exc:
             _log.event(
                 "cache_failed",
-                logging.WARNING,
+                _log.WARNING,
                 directory=self.directory,
                 operation=what,
                 error=repr(exc),
@@ -304,7 +303,7 @@ class Cache:
             place.remove(file.partition(".")[0])
             _log.event(
                 "cache_rejected",
-                logging.WARNING,
+                _log.WARNING,
                 directory=self.directory,
                 file=file,
                 reason=str(exc),

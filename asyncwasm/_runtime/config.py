@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
+from .._record import Record
+
 Tier: TypeAlias = Literal["auto", "baseline", "optimized"]
 
 MIN_STACK_BYTES, MAX_STACK_BYTES = 16 << 10, 64 << 20
@@ -32,8 +34,8 @@ _FEATURES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pooling:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Pooling(Record):
     """
     Bound the pool that the stores of an engine take their memory from.
 
@@ -96,8 +98,8 @@ class Pooling:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class EngineConfig(Record):
     """
     Say how an engine compiles, and which proposals it accepts.
 
@@ -200,8 +202,8 @@ class EngineConfig:
 _POOLING = Pooling()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Limits(Record):
     """
     Bound what the guests of one store may take; what is omitted is unlimited.
 

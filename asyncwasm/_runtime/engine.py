@@ -10,16 +10,14 @@ Rule 3: what was made before a fork is never used after it: variants are made ag
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -34,13 +32,16 @@ from .artifact import Artifact, Variant, linkable
 from .cache import Cache, Loaded, configuration, open_cache
 from .config import DIRECT_STACK_BYTES, HOST_STACK_BYTES, EngineConfig, Pooling
 from .copies import Recognized
-from .jobs import Flights, Job, Jobs, waited_for
 from .source import FileReader
 from .threads import Threads
 from .ticker import Ticker
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
+    from .jobs import Job
+
+T = TypeVar("T")
 
 # Up to this size the optimizing compiler takes less than a tenth of a second.
 _SMALL_BYTES = 256 << 10
@@ -69,6 +70,8 @@ class Engine:
         _engines.add(self)
 
     def _start(self) -> None:
+        from .jobs import Flights, Jobs  # these load concurrent.futures, and that much else
+
         self._lock = threading.Lock()
         self._natives: dict[Variant, Handle] = {}
         self._pooled: dict[Variant, Variant] = {}  # what instance pools use instead
@@ -187,7 +190,7 @@ class Engine:
             try:
                 self.native(pooled)
             except RangeError as exc:
-                _log.event("pool_not_made", logging.WARNING, error=str(exc))
+                _log.event("pool_not_made", _log.WARNING, error=str(exc))
             else:
                 chosen = pooled
         self._pooled[variant] = chosen
@@ -238,6 +241,8 @@ class Engine:
 
     def compile_now(self, read: Callable[[], bytes]) -> Artifact:
         """Compile what *read* returns on this thread."""
+        from .jobs import waited_for
+
         self._check_open()
         return waited_for(lambda: self._compile(read))
 
@@ -350,7 +355,7 @@ class Engine:
         self._artifacts[digest] = artifact
         _log.event(
             "module_compiled",
-            logging.INFO,
+            _log.INFO,
             bytes=len(binary),
             seconds=round(perf_counter() - started, 6),
             tier="baseline" if variant.baseline else "optimized",
@@ -479,6 +484,8 @@ class Engine:
         """Compile *artifact* with the optimizing compiler when nobody needs the processor."""
         if self._config.tier != "auto":
             return None
+        from concurrent.futures import Future
+
         with self._lock:
             future = self._optimizations.get(artifact)
             if future is not None:
@@ -496,7 +503,7 @@ class Engine:
                 if found is not None:
                     self._optimize(found)
             except BaseException as exc:
-                _log.event("module_not_optimized", logging.WARNING, error=repr(exc))
+                _log.event("module_not_optimized", _log.WARNING, error=repr(exc))
                 done.set_exception(exc)
             else:
                 done.set_result(None)
@@ -537,7 +544,7 @@ class Engine:
         self._code_flights.run((artifact.digest, variant), make)
         _log.event(
             "module_optimized",
-            logging.INFO,
+            _log.INFO,
             bytes=len(artifact.source),
             seconds=round(perf_counter() - started, 6),
             digest=artifact.digest,

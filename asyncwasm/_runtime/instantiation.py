@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -102,7 +101,7 @@ def created(artifact: Artifact, started: float) -> None:
         return
     _log.event(
         "instance_created",
-        logging.DEBUG,
+        _log.DEBUG,
         digest=artifact.digest,
         seconds=round(perf_counter() - started, 6),
     )
