@@ -26,6 +26,7 @@
 #include "_c/activation.h"
 #include "_c/direct.h"
 #include "_c/quick.h"
+#include "_c/tasks.h"
 
 /* bind((addresses), done, import, yielded, answered, abandon, maker of externs) */
 static PyObject *
@@ -127,7 +128,10 @@ static PyMethodDef methods[] = {
     {"stack_call", find_stack_call, METH_O, NULL},
     {"instantiate_linked", (PyCFunction)(void (*)(void))instantiate_linked, METH_FASTCALL, NULL},
     {"bind", bind, METH_VARARGS, NULL},
+    {"at_ease", at_ease, METH_NOARGS, NULL},
+    {"loop_at_ease", loop_at_ease, METH_NOARGS, NULL},
     {"bind_calls", bind_calls, METH_VARARGS, NULL},
+    {"bind_tasks", bind_tasks, METH_VARARGS, NULL},
     {"build", (PyCFunction)(void (*)(void))build, METH_FASTCALL, NULL},
     {"find_export", (PyCFunction)(void (*)(void))find_export, METH_FASTCALL, NULL},
     {"find_function", (PyCFunction)(void (*)(void))find_function, METH_FASTCALL, NULL},
@@ -152,6 +156,7 @@ fill(PyObject *module)
         const char *text;
     } names[] = {
         {&name_active, "active"},     {&name_begun, "begun"},       {&name_check, "check"},
+        {&name_cancel_scope, "cancel_scope"},
         {&name_children, "_children"}, {&name_current, "_current"}, {&name_detour, "_detour"},
         {&name_gone, "_gone"},        {&name_greenlet, "greenlet"}, {&name_outcome, "outcome"},
         {&name_over, "over"},         {&name_pointer, "pointer"},   {&name_popitem, "popitem"},

@@ -21,7 +21,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-#define INTERFACE 13 /* accelerator.py knows it too: raise both with each change of what is here */
+#define INTERFACE 14 /* accelerator.py knows it too: raise both with each change of what is here */
 #define VAL_BYTES 32
 #define RAW_BYTES 16
 #define MOST_VALUES 16
@@ -66,8 +66,8 @@ static PyObject *current_call; /* the context variable, and what it is set to wh
 static PyObject *call_type;
 static PyObject *stack_call_type; /* the same for a call on its thread's own stack */
 static PyObject *resume; /* makes the awaitable of a coroutine that has begun */
-static PyObject *name_active, *name_begun, *name_check, *name_children, *name_current, *name_detour,
-    *name_gone, *name_greenlet, *name_outcome, *name_over, *name_pointer, *name_popitem,
+static PyObject *name_active, *name_begun, *name_cancel_scope, *name_check, *name_children,
+    *name_current, *name_detour, *name_gone, *name_greenlet, *name_outcome, *name_over, *name_pointer, *name_popitem,
     *name_stopped;
 
 /* seconds that may jump by a few milliseconds, as cheap as the platform has them */

@@ -11,61 +11,64 @@ from __future__ import annotations
 
 import sys
 import weakref
+from types import BuiltinFunctionType
 from typing import Any, cast
+
+from .._ffi.accelerator import speedups
 
 _BACKEND = "anyio._backends._asyncio"
 
 
 def at_ease() -> bool:
     """Return whether the caller is a task of asyncio, with no cancel scope of anyio around it."""
-    try:
-        task = _current_task()
-        if task is None:
-            return False
-        records = _find_records() if _records is None else _records
-        record = records.get(weakref.ref(task)) if records else None
-        return record is None or record.cancel_scope is None
-    except (RuntimeError, AttributeError):  # no loop of asyncio runs, or anyio has changed
-        return False
-    except TypeError:
-        if _current_task is not None or not _find_asyncio():
-            return False
-        return at_ease()
+    return loop_at_ease() is not None
 
 
 def loop_at_ease() -> Any:
     """Return the loop in which the caller is `at_ease`, None if it is not."""
-    return _running_loop() if at_ease() else None
+    found = _find_asyncio()
+    if found is None:
+        return None
+    running_loop, current_task, tasks = found
+    loop = running_loop()
+    if loop is None:
+        return None
+    task = tasks.get(loop) if current_task is None else current_task()
+    if task is None:
+        return None
+    try:
+        records = _find_records()
+        record = records.get(weakref.ref(task)) if records else None
+        return loop if record is None or record.cancel_scope is None else None
+    except (AttributeError, TypeError):  # anyio has changed
+        return None
 
 
-def _find_asyncio() -> bool:
-    global _current_task, _running_loop, _sleep
+def _find_asyncio() -> tuple[Any, Any, Any] | None:
+    """Return what tells the running loop, and the task in it: a function, or all by their loops."""
     asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return False
-    _current_task, _sleep = asyncio.current_task, asyncio.sleep
-    _running_loop = asyncio._get_running_loop
-    return True
+    running_loop = getattr(asyncio, "_get_running_loop", None)  # None while it is being loaded
+    if running_loop is None or running_loop() is None:
+        return None
+    if isinstance(asyncio.current_task, BuiltinFunctionType):
+        return running_loop, asyncio.current_task, None
+    return running_loop, None, asyncio.tasks._current_tasks  # what Python 3.11 makes it of
 
 
 def _find_records() -> dict[weakref.ref[Any], Any] | None:
     """Return None while the backend has not been loaded: then there is no cancel scope either."""
-    global _records
-    backend = sys.modules.get(_BACKEND)
-    if backend is not None:
-        _records = cast(Any, backend)._task_states.data
-    return _records
+    states = getattr(sys.modules.get(_BACKEND), "_task_states", None)
+    return None if states is None else cast(dict[weakref.ref[Any], Any], states.data)
 
 
-_current_task: Any = None
-_running_loop: Any = None
-_sleep: Any = None
-_records: dict[weakref.ref[Any], Any] | None = None  # of anyio's, by task
+if speedups is not None:
+    speedups.bind_tasks(_find_asyncio, _find_records, _BACKEND)
+    at_ease, loop_at_ease = speedups.at_ease, speedups.loop_at_ease
 
 
 async def checkpoint() -> None:
     """Let the loop run, and be cancelled if that is due."""
-    await (_sleep(0) if at_ease() else _lowlevel().checkpoint())
+    await (sys.modules["asyncio"].sleep(0) if at_ease() else _lowlevel().checkpoint())
 
 
 async def checkpoint_if_cancelled() -> None:

@@ -31,6 +31,7 @@ SLICE_SECONDS = 0.001  # inline, before the loop gets to run
 INLINE_SLICES = 2  # before the work moves to a thread
 QUANTUM_SECONDS = 0.01  # on a thread, while others wait for one
 PAUSE_SECONDS = 0.0002  # outside, for those who wait to look at something in the store
+_UNFINISHED = frozenset((type(NotImplemented), Fiber, HostCall))  # what a quick call may bring back
 LENGTHY = 3  # calls in a row that were over soon, until a function does not count as lengthy
 
 
@@ -43,13 +44,15 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
         outcome = NotImplemented
     else:
         outcome = (function._quick or function._quick_way())(function, arguments)
+        if outcome.__class__ not in _UNFINISHED:
+            return outcome
     if outcome is NotImplemented:
         operation = function._operation(arguments)
         await wait_for_turn(operation.store.engine.ticker.clock)
     elif outcome.__class__ is Fiber:
         operation = function._operation(arguments, outcome)
         del outcome
-    elif outcome.__class__ is HostCall:
+    else:
         try:
             operation = outcome.begin()
         except BaseException:
@@ -61,8 +64,6 @@ async def call(function: ExportedFunction, arguments: tuple[Any, ...]) -> Any:
             if operation.fiber is not None:  # there was not even room for that call
                 _leave(outcome)
                 operation.leave()
-    else:
-        return outcome
     return await _drive(operation, shape)
 
 
