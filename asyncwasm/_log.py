@@ -12,6 +12,7 @@ from typing import Any
 
 _NAME = "asyncwasm"
 DEBUG, INFO, WARNING = 10, 20, 30  # logging's numbers
+_stdlib: Any = None  # our logger, once somebody has imported logging
 
 
 def _configured() -> bool:
@@ -23,12 +24,14 @@ def _configured() -> bool:
 
 def _is_heard(level: int) -> bool:
     """Return whether anybody has asked logging for our events of *level*."""
-    get_logger: Any = getattr(sys.modules.get("logging"), "getLogger", None)  # None as above
-    if get_logger is None:
-        return False
-    logger = get_logger(_NAME)
+    global _stdlib
+    if _stdlib is None:
+        get_logger: Any = getattr(sys.modules.get("logging"), "getLogger", None)  # None as above
+        if get_logger is None:
+            return False
+        _stdlib = get_logger(_NAME)
     # Without a handler, logging would have a last resort, on stderr.
-    return bool(logger.isEnabledFor(level) and logger.hasHandlers())
+    return bool(_stdlib.isEnabledFor(level) and _stdlib.hasHandlers())
 
 
 def heard(level: int = DEBUG) -> bool:
@@ -46,10 +49,8 @@ def event(name: str, level: int = DEBUG, /, **facts: Any) -> None:
     if configured:
         logger = structlog.get_logger(_NAME)
     else:
-        import logging
-
         logger = structlog.wrap_logger(
-            logging.getLogger(_NAME),
+            _stdlib,
             processors=[
                 structlog.stdlib.filter_by_level,
                 structlog.stdlib.render_to_log_kwargs,

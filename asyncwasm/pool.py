@@ -416,7 +416,7 @@ class InstancePool:
         """Make an instance in *store*, which is forgotten if there comes none of it."""
         instance: Instance | None = None
         try:
-            instance = Instance._built(plan.module, store, blueprint)
+            instance = Instance._built(plan.module, store, blueprint, plan.hosts)
         except RangeError:
             pass  # it is found out the long way what it is about
         except anyio.ClosedResourceError:

@@ -23,7 +23,7 @@ from .._binary import Import, ModuleInfo
 from .._errors import Trap, TrapCode
 from .._ffi.arrays import CodeUnits
 from .._reader import Field, SubType
-from .._runtime.host import HostFunction
+from .._runtime.host import HostFunction, HostShape
 from .._runtime.store import Store
 from .._types import FunctionType, ValueType
 
@@ -66,9 +66,8 @@ class Builtin(NamedTuple):
 
     def host_function(self, scope: Scope, type: FunctionType) -> HostFunction:
         """Return the function for one instance; *type* is what its import declares."""
-        return HostFunction(
-            partial(self.body, scope), type, False, f"builtin {self.module!r} {self.name!r}"
-        )
+        shape = HostShape(type, f"builtin {self.module!r} {self.name!r}")
+        return HostFunction(partial(self.body, scope), shape, False)
 
     def __str__(self) -> str:
         return f"({', '.join(self.parameters)}) -> ({self.result})"

@@ -7,6 +7,7 @@ Rule 1: one Python object for one wasm function of a store; the store's cache de
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from time import perf_counter
@@ -26,7 +27,7 @@ from .._ffi.externs import Extern, function_identity
 from .._ffi.fiber import Fiber, Request
 from .._ffi.quick import Quick, not_quick, quick_call, quick_reference_call
 from .._runtime import exceptions
-from .._runtime.host import HostFunction, cannot_cross, crosses_not
+from .._runtime.host import HostFunction, HostShape, cannot_cross, crosses_not
 from .._runtime.hostcall import HostCall, innermost
 from .._runtime.operation import Call
 from .._runtime.running import run
@@ -67,6 +68,8 @@ def _is_callable(value: object) -> bool:
 
 def is_suspending(callable: Callable[..., Any]) -> bool:
     """Return whether *callable*, or what it wraps, is defined with ``async def``."""
+    if callable.__class__ is types.FunctionType and not callable.__dict__:  # wrapped, or marked
+        return bool(callable.__code__.co_flags & inspect.CO_COROUTINE)
     while isinstance(callable, partial):
         callable = callable.func
     if inspect.iscoroutinefunction(callable) or isinstance(callable, PromisingFunction):
@@ -78,13 +81,11 @@ def is_suspending(callable: Callable[..., Any]) -> bool:
     )
 
 
-def host_function(
-    value: Any, type: FunctionType, name: str, concrete_results: Sequence[int] = ()
-) -> HostFunction:
+def host_function(value: Any, shape: HostShape) -> HostFunction:
     """Return the host function for an imported callable or Suspending."""
     if isinstance(value, Suspending):
-        return HostFunction(value.callable, type, True, name, concrete_results)
-    return HostFunction(value, type, is_suspending(value), name, concrete_results)
+        return HostFunction(value.callable, shape, True)
+    return HostFunction(value, shape, is_suspending(value))
 
 
 class Shape:
@@ -470,7 +471,8 @@ class Function(ExportedFunction):
         self._extern = None
         target = callable.callable if isinstance(callable, Suspending) else callable
         self._callable = target
-        self._host = host_function(callable, self.type, getattr(target, "__name__", "function"))
+        shape = HostShape(self.type, getattr(target, "__name__", "function"))
+        self._host = host_function(callable, shape)
         chosen = ambient_or(store)
         if chosen is not None:
             self._bind(chosen)

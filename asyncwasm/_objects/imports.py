@@ -17,7 +17,7 @@ from .._errors import LinkError, RangeError
 from .._ffi.externs import Extern
 from .._runtime.artifact import Artifact
 from .._runtime.config import Limits
-from .._runtime.host import HostFunction
+from .._runtime.host import HostFunction, HostShape
 from .._runtime.store import Store
 from .._types import (
     FunctionType,
@@ -81,6 +81,8 @@ def _read(imports: Any, declared: Import) -> Any:
 
 
 def _get(container: Any, name: str) -> Any:
+    if container.__class__ is dict:
+        return container.get(name, _MISSING)
     if isinstance(container, Mapping):
         try:
             return container[name]
@@ -282,7 +284,7 @@ def _check_shared(artifact: Artifact, store: Store) -> None:
 def definitions(
     artifact: Artifact, values: Sequence[Any], store: Store
 ) -> list[Extern | HostFunction]:
-    """Return what to define for each import; *store* is the one that was chosen."""
+    """Return what to define for each import of `with_hosts`; *store* is the one that was chosen."""
     scope = Scope(store)
     made: list[Extern | HostFunction] = []
     for declared, value in zip(artifact.info.imports, values, strict=True):
@@ -293,8 +295,6 @@ def definitions(
             made.append(value.host_function(scope, declared.type))
         elif isinstance(value, HostFunction):
             made.append(value)
-        elif declared.kind == "function":
-            made.append(_host(artifact, declared, value))
         else:
             assert isinstance(declared.type, GlobalType)
             constant = Global.__new__(Global)
@@ -304,37 +304,47 @@ def definitions(
     return made
 
 
-def _host(artifact: Artifact, declared: Import, value: Any) -> HostFunction:
-    assert isinstance(declared.type, FunctionType)
-    return host_function(
-        value,
-        declared.type,
-        f"import {declared.module!r} {declared.name!r}",
-        concrete_kinds(declared.type.results, artifact.kinds),
-    )
+def with_hosts(artifact: Artifact, values: Sequence[Any]) -> list[Any]:
+    """Return *values*, as read, with a host function in the place of each callable."""
+    return [
+        _host(artifact, index, value)
+        if declared.kind == "function" and not isinstance(value, (StoreObject, Builtin))
+        else value
+        for index, (declared, value) in enumerate(zip(artifact.info.imports, values, strict=True))
+    ]
+
+
+def _host(artifact: Artifact, index: int, value: Any) -> HostFunction:
+    shape = artifact.host_shapes.get(index)
+    if shape is None:
+        declared = artifact.info.imports[index]
+        assert isinstance(declared.type, FunctionType)
+        shape = artifact.host_shapes[index] = HostShape(
+            declared.type,
+            f"import {declared.module!r} {declared.name!r}",
+            concrete_kinds(declared.type.results, artifact.kinds),
+        )
+    return host_function(value, shape)
 
 
 def for_many_stores(artifact: Artifact, values: Sequence[Any]) -> list[Any]:
     """
-    Return *values*, as read, with a host function in the place of each callable.
+    Return what `with_hosts` does, for instances in different stores.
 
     Raises:
-        LinkError: If one of them belongs to one store.
+        LinkError: If a value belongs to one store.
     """
-    made: list[Any] = []
     for declared, value in zip(artifact.info.imports, values, strict=True):
-        if isinstance(value, StoreObject):
-            if value is not PYTHON_TAG and not (isinstance(value, Memory) and value.type.shared):
-                raise link_error(
-                    declared,
-                    "what can be given to many stores",
-                    _named(value),
-                    ", which lives in one; make it anew for each instance, in a callable that "
-                    "returns the imports",
-                )
-            made.append(value)
-        elif declared.kind == "function" and not isinstance(value, Builtin):
-            made.append(_host(artifact, declared, value))
-        else:
-            made.append(value)
-    return made
+        if (
+            isinstance(value, StoreObject)
+            and value is not PYTHON_TAG
+            and not (isinstance(value, Memory) and value.type.shared)
+        ):
+            raise link_error(
+                declared,
+                "what can be given to many stores",
+                _named(value),
+                ", which lives in one; make it anew for each instance, in a callable that "
+                "returns the imports",
+            )
+    return with_hosts(artifact, values)

@@ -22,7 +22,7 @@ from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
 from . import guard
 from .function import ExportedFunction, Shape, concrete_kinds
 from .global_ import Global
-from .imports import choose_store, definitions, for_many_stores, read_imports
+from .imports import choose_store, definitions, for_many_stores, read_imports, with_hosts
 from .memory import Memory
 from .module import Module
 from .storeobject import StoreObject, ambient_or
@@ -118,27 +118,22 @@ class Template:
         LinkError: If an import is missing, has the wrong type, or belongs to one store.
     """
 
-    __slots__ = ("hosts", "module", "values")
+    __slots__ = ("hosts", "values")
 
     def __init__(self, module: Module, imports: Any) -> None:
         artifact = module._artifact
         read = read_imports(artifact, module._provided, imports)
-        self.module = module
         self.values = for_many_stores(artifact, read)
         # What there is to define, if that is nothing but plain host functions.
         self.hosts = plain_hosts(self.values)
 
 
-_NONE: Sequence[Any] = ()
-
-
-def _blueprint(module: Module, limits: Limits | None) -> Blueprint:
-    """Return the blueprint of instances without imports."""
-    if limits is not None:
-        return Blueprint(module._artifact, (), limits)
-    if module._blueprint is None:
-        module._blueprint = Blueprint(module._artifact, (), UNLIMITED)
-    return module._blueprint
+def _blueprint(module: Module, limits: Limits) -> Blueprint:
+    """Return the blueprint of instances that import plain host functions, if anything."""
+    known = module._blueprint
+    if known is None or (known.limits is not limits and known.limits != limits):
+        known = module._blueprint = Blueprint(module._artifact, limits)
+    return known
 
 
 def plain_hosts(definitions: Sequence[Any]) -> list[HostFunction] | None:
@@ -150,7 +145,16 @@ def plain_hosts(definitions: Sequence[Any]) -> list[HostFunction] | None:
 class Preparation:
     """An instantiation whose imports have been read, and whose store is chosen."""
 
-    __slots__ = ("_blueprint", "_definitions", "_operation", "module", "owned", "shared", "store")
+    __slots__ = (
+        "_blueprint",
+        "_definitions",
+        "_hosts",
+        "_operation",
+        "module",
+        "owned",
+        "shared",
+        "store",
+    )
 
     def __init__(
         self,
@@ -165,21 +169,24 @@ class Preparation:
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         explicit = ambient_or(store)  # made by whoever asks, if there is a template
         if template is None:
-            values = read_imports(artifact, module._provided, imports)
+            values = with_hosts(artifact, read_imports(artifact, module._provided, imports))
         else:
             values = template.values
 
         self.module = module
         self._operation: Instantiation | None = None
         self._blueprint: Blueprint | None = None
-        if not values and explicit is None and artifact.stands_alone:
-            self._blueprint = _blueprint(module, limits)
+        # Those that it imports, if nothing else.
+        self._hosts = plain_hosts(values)
+        if self._hosts is not None and explicit is None and artifact.stands_alone:
+            self._blueprint = _blueprint(module, limits or UNLIMITED)
             self.store, self.owned = Store._lean(artifact.engine, limits, False), True
-            self.shared, self._definitions = False, _NONE
+            self.shared = False
+            self._definitions: Sequence[externs.Extern | HostFunction] = self._hosts
             return
         self.store, self.owned = choose_store(artifact, values, explicit, limits)
         self.shared = any(isinstance(value, StoreObject) for value in values)
-        self._definitions = definitions(artifact, values, self.store) if values else _NONE
+        self._definitions = definitions(artifact, values, self.store)
 
     @property
     def operation(self) -> Instantiation:
@@ -195,12 +202,12 @@ class Preparation:
 
     def now(self) -> bytes:
         """Instantiate what is `immediate`."""
-        if self._blueprint is not None:
-            built = self._blueprint.build(self.store)
+        hosts = self._hosts
+        if self._blueprint is not None and hosts is not None:
+            built = self._blueprint.build(self.store, hosts)
             if built is not None:
                 return built
             self.store.bind(self.module.engine, self.module._artifact)
-        hosts = plain_hosts(self._definitions)
         if hosts is None or not self.store.direct:
             return self.operation.at_once()
         made = instantiate_now(self.store, self.module._artifact, hosts)
@@ -293,11 +300,14 @@ class Instance:
         return self
 
     @classmethod
-    def _built(cls, module: Module, store: Store, blueprint: Blueprint) -> Instance | None:
+    def _built(
+        cls, module: Module, store: Store, blueprint: Blueprint, hosts: list[HostFunction]
+    ) -> Instance | None:
         """
-        Instantiate *module* in *store*, which is new, as *blueprint* says; None: it takes longer.
+        Instantiate *module*, which imports *hosts*, in *store*, which is new, as *blueprint* says;
+        None: it takes longer.
         """
-        made = blueprint.build(store)
+        made = blueprint.build(store, hosts)
         if made is None:
             return None
         self = cls.__new__(cls)

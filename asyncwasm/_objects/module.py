@@ -43,7 +43,7 @@ class Module:
     __slots__ = ("__dict__", "__weakref__", "_artifact", "_blueprint", "_options", "_provided")
 
     _artifact: Artifact
-    _blueprint: Blueprint | None  # of instances without imports and limits
+    _blueprint: Blueprint | None  # of the instances made last
     _options: CompileOptions
     _provided: Mapping[int, Builtin | str]  # what the options satisfy, by the import's position
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._runtime.blueprint import Blueprint
 from .._runtime.config import UNLIMITED, Limits
+from .._runtime.host import HostFunction
 from .._runtime.store import Store, ambient
 from .._types import MemoryType
 from .instance import Preparation, Template
@@ -21,7 +22,7 @@ class Plan:
     Where a new instance takes no time there is a `blueprint`.
     """
 
-    __slots__ = ("_factory", "_template", "blueprint", "engine", "module", "pooled")
+    __slots__ = ("_factory", "_template", "blueprint", "engine", "hosts", "module", "pooled")
 
     def __init__(self, module: Module, imports: Any, limits: Limits | None) -> None:
         if not isinstance(module, Module):
@@ -38,8 +39,9 @@ class Plan:
         # Where a new instance takes no time; None: it may.
         self.blueprint: Blueprint | None = None
         hosts = None if self._template is None else self._template.hosts
+        self.hosts: list[HostFunction] = hosts or []
         if hosts is not None and module._artifact.stands_alone:
-            self.blueprint = Blueprint(module._artifact, hosts, limits or UNLIMITED)
+            self.blueprint = Blueprint(module._artifact, limits or UNLIMITED)
 
     def prepare(self, store: Store) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""

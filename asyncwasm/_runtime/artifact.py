@@ -15,6 +15,7 @@ from .._writer import rename_imports
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .host import HostShape
 
 
 _SCANNED_BYTES = 256 << 10
@@ -56,6 +57,7 @@ class Artifact:
         # every new store, because it numbers its functions from 0.
         self.links: dict[Variant, tuple[Handle, Handle]] = {}
         self.shapes: dict[str, Any] = {}  # of exported functions, by name
+        self.host_shapes: dict[int, HostShape] = {}  # of imported ones, by position
         self.holds_references = holds_references
         self.starts_baseline = starts_baseline  # whether the baseline compiler serves it at all
         self.cached = cached  # whether its first code came from the cache

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .._ffi.handles import Handle, Process
 from .._ffi.instances import build
@@ -26,11 +25,11 @@ class _Parts(NamedTuple):
 
 class Blueprint:
     """
-    An artifact, and the host functions that it imports: one step makes a store with its instance.
+    An artifact that imports nothing but plain host functions: one step makes a store with its
+    instance.
 
     Args:
         artifact: What stands alone.
-        hosts: All that it imports; they are plain.
         limits: Of the stores.
     """
 
@@ -41,24 +40,27 @@ class Blueprint:
         "_fuel",
         "_limits",
         "_parts",
-        "_plain",
-        "hosts",
+        "limits",
     )
 
-    def __init__(self, artifact: Artifact, hosts: Sequence[HostFunction], limits: Limits) -> None:
+    def __init__(self, artifact: Artifact, limits: Limits) -> None:
         self._artifact = artifact
+        self.limits = limits
         self._limits = native_limits(limits)
         self._fuel = limits.fuel is not None
-        self._fits = artifact.engine.fits_threads and not (hosts and artifact.holds_references)
-        self._plain: list[Any] = [host.plain for host in hosts]
+        self._fits = artifact.engine.fits_threads and not (
+            artifact.info.imports and artifact.holds_references
+        )
         self._parts: _Parts | None = None
         self._careful = artifact.holds_references or artifact.lingers
-        self.hosts = list(hosts)
 
-    def build(self, store: Store) -> bytes | None:
+    def build(self, store: Store, hosts: list[HostFunction]) -> bytes | None:
         """
         Make the native store of *store*, which is new and of the same limits, with an instance.
 
+        Args:
+            store: Where nothing is yet.
+            hosts: What it imports, which is not changed afterwards.
         Returns:
             The instance; None if it takes longer, because some part has to be made first.
         Raises:
@@ -78,12 +80,12 @@ class Blueprint:
                 return None
         handle, error, trap, instance = build(*parts.arguments)
         store.adopt(handle, parts.variant)
-        if self.hosts:
-            store.take_hosts(self.hosts, self._plain)
+        if hosts:
+            store.take_hosts(hosts, [host.plain for host in hosts])
         if self._careful:
             store.admit(artifact)
         if error or trap:
-            raise Instantiation(store, artifact, self.hosts).failed(error, trap)
+            raise Instantiation(store, artifact, hosts).failed(error, trap)
         created(artifact, started)
         return instance
 
@@ -100,7 +102,7 @@ class Blueprint:
         if not artifact.has(variant):
             return None
         code = artifact.native(variant)
-        linked = artifact.links.get(variant) if self.hosts else (code, None)
+        linked = artifact.links.get(variant) if artifact.info.imports else (code, None)
         if linked is None or linked[0] is not code:
             return None
         arguments = (

@@ -22,8 +22,21 @@ def cannot_cross(type: FunctionType) -> TypeError:
     return TypeError(f"exception references cannot cross between wasm and Python: {type}")
 
 
+class HostShape:
+    """What the host functions of one import, or of one type, have in common."""
+
+    __slots__ = ("concrete_results", "name", "parameters", "refused", "results")
+
+    def __init__(self, type: FunctionType, name: str, concrete_results: Sequence[int] = ()) -> None:
+        self.name = name
+        self.parameters: Row = row(type.parameters)
+        self.results: Row = row(type.results)
+        self.refused = crosses_not(type)
+        self.concrete_results = concrete_results  # kinds of concrete references among the results
+
+
 class HostFunction:
-    """A Python callable that guests of one store can call."""
+    """A Python callable that guests can call."""
 
     __slots__ = (
         "callable",
@@ -36,23 +49,16 @@ class HostFunction:
         "suspending",
     )
 
-    def __init__(
-        self,
-        callable: Callable[..., Any],
-        type: FunctionType,
-        suspending: bool,
-        name: str,
-        concrete_results: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, callable: Callable[..., Any], shape: HostShape, suspending: bool) -> None:
         self.callable = callable
-        self.parameters: Row = row(type.parameters)
-        self.results: Row = row(type.results)
+        self.parameters = shape.parameters
+        self.results = shape.results
         self.suspending = suspending
-        self.name = name
-        self.refused = crosses_not(type)
-        self.concrete_results = concrete_results
+        self.name = shape.name
+        self.refused = shape.refused
+        self.concrete_results = shape.concrete_results
         # The accelerator's form, None if it has none.
-        self.plain: Any = plain_host(callable, self.parameters, self.results, suspending)
+        self.plain: Any = plain_host(callable, shape.parameters, shape.results, suspending)
 
     def reached(self) -> SuspendError:
         """Return the error for a suspending function that a synchronous call has reached."""
