@@ -13,6 +13,7 @@ call takes; "val" (32 bytes: kind, then payload) is what everything else takes.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 import struct
@@ -111,6 +112,7 @@ class Row:
         "types",
         "unpack",
         "val_bytes",
+        "val_memory",
     )
 
     def __init__(self, types: Sequence[ValueType]) -> None:
@@ -133,6 +135,7 @@ class Row:
             self.outcome = struct.Struct("<Q8x" + self.raw_letters).unpack_from
             self._pack = struct.Struct("<" + val).pack_into
             self.unpack = struct.Struct("<" + payload).unpack_from
+            self.val_memory = (ctypes.c_ubyte * self.val_bytes).from_address
             self._kinds: list[Any] = []
             for type in self.types:
                 self._kinds += [KINDS[type], None]

@@ -63,11 +63,12 @@ class Request(NamedTuple):
 
     def unpack(self, row: Row) -> tuple[Any, ...]:
         """Return the arguments, all numbers."""
-        return row.unpack((ctypes.c_ubyte * row.val_bytes).from_address(self.arguments))
+        return row.unpack(row.val_memory(self.arguments))
 
     def unpack_raw(self, row: Row) -> tuple[Any, ...]:
         """Return the arguments of a plain host function."""
-        return row.raw_unpack((ctypes.c_ubyte * row.raw_bytes).from_address(self.arguments))
+        memory = (ctypes.c_ubyte * row.raw_bytes).from_address(self.arguments)
+        return row.raw_unpack(memory)
 
     def write(self, results: bytes | bytearray) -> None:
         """Write the results, packed already: converting runs code that may close the store."""
@@ -102,10 +103,11 @@ def _on_import(
     assert fiber is not None
     fiber.memory[FLAG] = 0
     fiber.dispatching = fiber.handle.guarded
-    ctypes.memmove(continuation, _DISPATCH if fiber.dispatching else fiber.continuation, 24)
-    fiber.request = Request(host, arguments, results, trap)
+    _continuation_at(continuation).raw = _DISPATCH if fiber.dispatching else fiber.continuation
+    fiber.asked = (host, arguments, results, trap)
 
 
+_continuation_at = (ctypes.c_char * 24).from_address
 _IMPORT_CALLBACK = ctypes.CFUNCTYPE(None, *[ctypes.c_size_t] * 8)(_on_import)
 
 
@@ -157,6 +159,7 @@ class Fiber:
         "__weakref__",
         "action",
         "address",
+        "asked",
         "child",
         "continuation",
         "dispatching",
@@ -165,7 +168,6 @@ class Fiber:
         "future",
         "handle",
         "memory",
-        "request",
     )
 
     def __init__(self, handle: StoreHandle, payload_bytes: int) -> None:
@@ -173,7 +175,7 @@ class Fiber:
         self.memory = (ctypes.c_ubyte * (ARGUMENTS + payload_bytes))()
         self.address = ctypes.addressof(self.memory)
         self.continuation = struct.pack("<QQQ", _READY, self.address + FLAG, 0)
-        self.request: Request | None = None
+        self.asked: tuple[int, int, int, int] | None = None  # what a request is made of
         self.future = 0
         self.finished = False
         self.dispatching = False  # whether it is suspended so that `step` is asked
@@ -230,16 +232,16 @@ class Fiber:
         self.future = future
         self.handle.futures[future] = (self.memory, kept)
 
-    def poll(self, calls_python: bool) -> bool:
+    def poll(self, defers: bool) -> bool:
         """
         Run the guest on this thread until it suspends; return whether it has finished.
 
-        The caller holds the store's lock. *calls_python* says whether the store has host
-        functions, so that Python code may run on the fiber.
+        The caller holds the store's lock. *defers* says whether Python code may run on the fiber
+        of the main thread, because the store has host functions: then signals are held back.
         """
         previous, _slot.fiber = _slot.fiber, self
         try:
-            if calls_python and threading.current_thread() is threading.main_thread():
+            if defers:
                 done: bool = _poll_deferring_signals(self.future)
             else:
                 done = lib.wasmtime_call_future_poll(self.future)
@@ -273,9 +275,14 @@ class Fiber:
         _HEADER.pack_into(self.memory, 0, 0, 0)
         return trap, error
 
+    @property
+    def request(self) -> Request | None:
+        """What the guest waits for, if it does."""
+        return None if self.asked is None else Request(*self.asked)
+
     def resume(self) -> None:
         """Say that the request has been answered."""
-        self.request = None
+        self.asked = None
         self.memory[FLAG] = 1
 
     def delete(self) -> None:
@@ -353,6 +360,11 @@ def make_sure_of_room(frames: int) -> None:
         make_sure_of_room(frames - 1)
 
 
+def on_main_thread() -> bool:
+    """Return whether this is the thread on which signal handlers run."""
+    return threading.current_thread() is threading.main_thread()
+
+
 # The C functions below the module's own, which spend most of their time on enumerations.
 _get_handler: Callable[[int], Any] = _signal.getsignal
 _set_handler: Callable[[int, Any], Any] = _signal.signal
@@ -369,20 +381,35 @@ def _catch(number: int, frame: object) -> None:
 
 
 def _poll_deferring_signals(future: int) -> bool:
-    handlers: list[tuple[int, Any]] = []
+    handlers = _handlers_in_python()
     try:
-        for number in _DEFERRED:
-            handler = _get_handler(number)
-            # 0 and 1 are no Python functions. The no-op that asyncio installs is left in place:
-            # taking it out would also undo its `signal.siginterrupt`.
-            if callable(handler) and getattr(handler, "__name__", "") != "_sighandler_noop":
-                handlers.append((number, handler))
-                _set_handler(number, _catch)
+        for number, _ in handlers:
+            _set_handler(number, _catch)
         done: bool = lib.wasmtime_call_future_poll(future)
     finally:
         for number, handler in handlers:
             _set_handler(number, handler)
     return done
+
+
+def _handlers_in_python() -> list[tuple[int, Any]]:
+    global _seen, _in_python
+    handlers = tuple(map(_get_handler, _DEFERRED))
+    seen = tuple(map(id, handlers))
+    if seen != _seen:
+        # 0 and 1 are no Python functions. The no-op that asyncio installs is left in place:
+        # taking it out would also undo its `signal.siginterrupt`.
+        _in_python = [
+            (number, handler)
+            for number, handler in zip(_DEFERRED, handlers, strict=True)
+            if callable(handler) and getattr(handler, "__name__", "") != "_sighandler_noop"
+        ]
+        _seen = seen
+    return _in_python
+
+
+_seen: tuple[int, ...] = ()  # what handlers there were last
+_in_python: list[tuple[int, Any]] = []  # those of them, kept, so that no other gets their place
 
 
 def raise_deferred() -> None:

@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._types import FunctionType
-from .fiber import IMPORT_FRAMES, Fiber, make_sure_of_room, raise_deferred
+from .fiber import (
+    IMPORT_FRAMES,
+    Fiber,
+    make_sure_of_room,
+    on_main_thread,
+    raise_deferred,
+)
 from .handles import StoreHandle
 from .linking import Linker
 from .types import function_type
@@ -43,7 +49,7 @@ def root_scope(handle: StoreHandle, function: tuple[int, int]) -> Iterator[None]
     fiber = Fiber(handle, 0)
     fiber.start_call(function, 0, 0)
     try:
-        fiber.poll(True)
+        fiber.poll(on_main_thread())
         yield
     finally:
         fiber.delete()

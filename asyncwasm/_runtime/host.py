@@ -25,12 +25,13 @@ def cannot_cross(type: FunctionType) -> TypeError:
 class HostShape:
     """What the host functions of one import, or of one type, have in common."""
 
-    __slots__ = ("concrete_results", "name", "parameters", "refused", "results")
+    __slots__ = ("concrete_results", "name", "numeric", "parameters", "refused", "results")
 
     def __init__(self, type: FunctionType, name: str, concrete_results: Sequence[int] = ()) -> None:
         self.name = name
         self.parameters: Row = row(type.parameters)
         self.results: Row = row(type.results)
+        self.numeric = self.parameters.numeric and self.results.numeric
         self.refused = crosses_not(type)
         self.concrete_results = concrete_results  # kinds of concrete references among the results
 
@@ -42,6 +43,7 @@ class HostFunction:
         "callable",
         "concrete_results",
         "name",
+        "numeric",
         "parameters",
         "plain",
         "refused",
@@ -55,6 +57,7 @@ class HostFunction:
         self.results = shape.results
         self.suspending = suspending
         self.name = shape.name
+        self.numeric = shape.numeric
         self.refused = shape.refused
         self.concrete_results = shape.concrete_results
         # The accelerator's form, None if it has none.
