@@ -212,24 +212,81 @@ async def test_calls_of_others_are_answered_while_a_guest_spins() -> None:
     assert spinning.result() == 1
 
 
-ATOMIC_WAIT = """(module (memory (export "memory") 1 1 shared)
+ATOMIC_WAIT = """(module (import "host" "f" (func $f))
+  (memory (export "memory") 1 1 shared)
+  (func $wait (export "wait") (result i32)
+    (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const 200_000_000)))
+  (func (export "after_import") (result i32) (call $f) (call $wait)))"""
+MEETING = """(module (import "" "memory" (memory 1 1 shared))
   (func (export "wait") (result i32)
-    (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const 200_000_000))))"""
+    (i32.atomic.store (i32.const 4) (i32.const 1))
+    (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const -1)))
+  (func (export "notify") (result i32) (memory.atomic.notify (i32.const 0) (i32.const 1))))"""
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the engine blocks the polling thread in memory.atomic.wait, and does not yield there",
-)
-async def test_heart_beats_while_a_guest_waits_on_a_shared_memory() -> None:
+@every_loop
+@pytest.mark.parametrize("name", ["wait", "after_import"])
+async def test_heart_beats_while_a_guest_waits_on_a_shared_memory(name: str) -> None:
     """For 0.2 s, or until notified."""
-    made = instance(ATOMIC_WAIT)
+    called: list[None] = []
+    made = instance(ATOMIC_WAIT, {"host": {"f": lambda: called.append(None)}})
     async with heartbeat() as heart:
         before = heart.beats
-        assert await made.exports.wait.call_async() == 2
+        assert await made.exports[name].call_async() == 2
         during = heart.beats - before
 
     assert during >= 10
+    assert len(called) == (name == "after_import")
+
+
+@every_loop
+async def test_awaited_guests_meet_at_a_shared_memory() -> None:
+    """One task waits in its guest until the guest of another notifies it."""
+    memory = aw.Memory(1, 1, shared=True)
+    waiter, notifier = (instance(MEETING, {"": {"memory": memory}}) for _ in range(2))
+    results: list[int] = []
+
+    async def wait() -> None:
+        results.append(await waiter.exports.wait.call_async())
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            while not await notifier.exports.notify.call_async():
+                await checkpoint()
+
+    assert results == [0]
+
+
+@every_loop
+async def test_loop_runs_on_while_a_cancelled_guest_waits_on_a_shared_memory() -> None:
+    """Nothing stops the instruction, so the task ends when it has been notified."""
+    memory = aw.Memory(1, 1, shared=True)
+    waiter, notifier = (instance(MEETING, {"": {"memory": memory}}) for _ in range(2))
+    ended: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await waiter.exports.wait.call_async()
+        except anyio.get_cancelled_exc_class():
+            ended.append("cancelled")
+            raise
+
+    with anyio.fail_after(10):
+        async with heartbeat() as heart, anyio.create_task_group() as group:
+            group.start_soon(wait)
+            while memory.read(4, 1) == b"\0":
+                await checkpoint()
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await heart.reaches(heart.beats + 20)
+                assert ended == []
+                while not await notifier.exports.notify.call_async():
+                    await checkpoint()
+
+    assert ended == ["cancelled"]
+    memory.write(0, b"\1")
+    assert await waiter.exports.wait.call_async() == 1
 
 
 @every_loop

@@ -114,7 +114,10 @@ async def _drive(
         started = now()
         slices = 0
         if state is None:
-            if shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
+            if _sleeps(operation):
+                operation.begin()
+                state = await _poll_on_thread(operation)
+            elif shape is not None and shape.lengthy and not clock.manual and _may_move(operation):
                 operation.begin()
                 state = await _poll_on_thread(operation)
                 # What was over within a slice was lengthy once, and may not be any more.
@@ -151,7 +154,10 @@ async def _drive(
                     continue
                 await checkpoint()
                 started = now()
-            state = operation.advance(SLICE_SECONDS)
+            if _sleeps(operation):
+                state = await _poll_on_thread(operation)
+            else:
+                state = operation.advance(SLICE_SECONDS)
         return operation.result()
     except GeneratorExit:
         operation.mourn()
@@ -168,6 +174,11 @@ def _may_move(operation: Operation) -> bool:
     # In an interleaving store others are polled meanwhile, and imports call into it: on this
     # thread. They would find the store busy.
     return operation.lane is not None and not operation.store.engine.closed
+
+
+def _sleeps(operation: Operation) -> bool:
+    """Return whether it has to run on a thread, because its guest may sleep there."""
+    return operation.store.sleeps and _may_move(operation)
 
 
 async def _wait_for_turn(operation: Operation) -> None:

@@ -274,7 +274,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
             Trap: If the guest traps.
             ClosedResourceError: If the store has been closed.
         Cancellation: Stops the guest wherever it is, and unwinds it; an instruction that fills or
-            copies much memory ends first. The store stays usable; the guest's own state may be
+            copies much memory, or that waits at a shared one, ends first. The store stays usable; the guest's own state may be
             half done.
         Spec: https://webassembly.github.io/js-promise-integration/js-api/#promising-functions
         """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCANNED_BYTES = 256 << 10
 # Their second part is a number, which may be written in more bytes than it needs.
+_WAIT_INSTRUCTION = rb"\xfe[\x01\x02\x81\x82]"
 _LENGTHY_INSTRUCTION = rb"\xfc[\x08\x0a-\x0c\x0e\x0f\x11\x88\x8a-\x8c\x8e\x8f\x91]"
 
 
@@ -111,9 +112,12 @@ class Artifact:
         Those fill or copy memories and tables. Bytes that look like one are taken for one, and a
         large module for one that has some.
         """
+        return self._has(_LENGTHY_INSTRUCTION)
+
+    def _has(self, instruction: bytes) -> bool:
         if len(self.source) > _SCANNED_BYTES:
             return True
-        return re.search(_LENGTHY_INSTRUCTION, self.source[:]) is not None
+        return re.search(instruction, self.source[:]) is not None
 
     @cached_property
     def stands_alone(self) -> bool:
@@ -122,8 +126,17 @@ class Artifact:
 
     @cached_property
     def shares_memory(self) -> bool:
-        """Whether guests can wait for each other at a shared memory, in which they do not yield."""
+        """Whether guests can wait for each other at a shared memory."""
         return self.imports_shared_memory or self.shared_bytes > 0
+
+    @cached_property
+    def sleeps(self) -> bool:
+        """
+        Whether they can do so in an instruction, in which they do not yield.
+
+        Found as for `lingers`.
+        """
+        return self.shares_memory and self._has(_WAIT_INSTRUCTION)
 
     @property
     def binary(self) -> bytes:

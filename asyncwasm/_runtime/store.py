@@ -125,6 +125,7 @@ class Store:
     scope: tuple[int, int] | None = None  # a function, see `root_scope`
     raised = False  # whether a Python exception has come out of a guest
     _disturbed = False
+    sleeps = False  # whether a guest may wait in an instruction, in which it does not yield
     _foreign = False  # whether a host function is not plain
     known = Known()  # by native name; functions by what they are. Stays empty: see `own_known`
     hosts: list[HostFunction] = _NONE
@@ -399,6 +400,9 @@ class Store:
             handle.waits = True
         if artifact.lingers:
             handle.lingers = True
+        if artifact.sleeps:
+            self.sleeps = True
+            handle.quick = False
 
     def allocate(self, action: Callable[[StoreHandle], T]) -> T:
         """Enter the native store and run *action*, which may make references there."""
@@ -551,6 +555,7 @@ class Store:
                 self.sweep()
             handle.quick = (
                 self._stride == NEAR
+                and not self.sleeps
                 and (speedups is not None or not self.hosts)
                 and not _alive(handle.handed)  # that has refused this one
             )
