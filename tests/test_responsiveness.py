@@ -21,7 +21,7 @@ import asyncwasm as aw
 
 from .guests import guest, not_measured, until, watching_offload
 from .jsapi.helpers import leb128, section, vector
-from .support import SPIN, instance
+from .support import SPIN, instance, run_script
 
 pytestmark = [pytest.mark.slow, not_measured]
 every_loop = pytest.mark.every_loop
@@ -241,21 +241,50 @@ async def test_heart_beats_while_a_guest_waits_on_a_shared_memory(name: str) -> 
 
 @every_loop
 async def test_awaited_guests_meet_at_a_shared_memory() -> None:
-    """One task waits in its guest until the guest of another notifies it."""
+    """Many tasks wait in their guests, more than there are processors, until another notifies."""
+    count = 20
     memory = aw.Memory(1, 1, shared=True)
-    waiter, notifier = (instance(MEETING, {"": {"memory": memory}}) for _ in range(2))
+    guests = [instance(MEETING, {"": {"memory": memory}}) for _ in range(count + 1)]
+    notifier = guests.pop()
     results: list[int] = []
 
-    async def wait() -> None:
+    async def wait(waiter: aw.Instance) -> None:
         results.append(await waiter.exports.wait.call_async())
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
-            group.start_soon(wait)
-            while not await notifier.exports.notify.call_async():
+            for each in guests:
+                group.start_soon(wait, each)
+            notified = 0
+            while notified < count:
+                notified += await notifier.exports.notify.call_async()
                 await checkpoint()
 
-    assert results == [0]
+    assert results == [0] * count
+
+
+@pytest.mark.parametrize("nanoseconds", [-1, 20_000_000])
+def test_process_ends_while_a_guest_waits_on_a_shared_memory(nanoseconds: int) -> None:
+    """The thread that it waits on is one of ours, and is in nobody's way."""
+    done = run_script(f"""
+        import asyncio, threading
+        import asyncwasm as aw
+        memory = aw.Memory(1, 1, shared=True)
+        module = aw.Module(aw.wat2wasm(
+            '(module (import "" "memory" (memory 1 1 shared)) (func (export "wait") (result i32)'
+            '  (i32.atomic.store (i32.const 4) (i32.const 1))'
+            '  (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const {nanoseconds}))))'
+        ))
+        instance = aw.Instance(module, {{"": {{"memory": memory}}}})
+        async def wait():
+            await instance.exports.wait.call_async()
+        threading.Thread(target=asyncio.run, args=(wait(),), daemon=True).start()
+        while memory.read(4, 1) == bytes(1):
+            pass
+        print("waits")
+    """)
+
+    assert (done.returncode, done.stdout) == (0, "waits\n"), done.stderr
 
 
 @every_loop

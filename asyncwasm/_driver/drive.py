@@ -252,6 +252,7 @@ async def _wait_for_children(operation: Operation) -> None:
 async def _poll_on_thread(operation: Operation) -> State:
     """Poll on a worker thread until the guest is done or asks for something."""
     engine, handle = operation.store.engine, operation.store.handle
+    threads = engine.sleepers if operation.store.sleeps else engine.runners
     signal: AsyncioSignal | TrioSignal = new_signal()
     stop = False
     failure: BaseException | None = None
@@ -272,10 +273,10 @@ async def _poll_on_thread(operation: Operation) -> State:
                 if handle.awaited:
                     handle.awaited = False
                     sleep(PAUSE_SECONDS)
-                if perf_counter() - started > QUANTUM_SECONDS and engine.runners.waiting:
+                if perf_counter() - started > QUANTUM_SECONDS and threads.waiting:
                     tickets.append(None)
                     try:
-                        engine.runners.submit(work)
+                        threads.submit(work)
                     except anyio.ClosedResourceError:
                         if take(tickets):
                             break  # the rest runs inline
@@ -285,7 +286,7 @@ async def _poll_on_thread(operation: Operation) -> State:
         signal.wake()
 
     try:
-        engine.runners.submit(work)
+        threads.submit(work)
         await signal.wait()
     except anyio.ClosedResourceError:  # nothing has been submitted
         return YIELDED

@@ -274,8 +274,8 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
             Trap: If the guest traps.
             ClosedResourceError: If the store has been closed.
         Cancellation: Stops the guest wherever it is, and unwinds it; an instruction that fills or
-            copies much memory, or that waits at a shared one, ends first. The store stays usable; the guest's own state may be
-            half done.
+            copies much memory, or that waits at a shared one, ends first. The store stays usable;
+            the guest's own state may be half done.
         Spec: https://webassembly.github.io/js-promise-integration/js-api/#promising-functions
         """
         return self._drive(self, arguments)

@@ -47,6 +47,7 @@ T = TypeVar("T")
 _SMALL_BYTES = 256 << 10
 # From this size on hashing takes longer than starting a thread.
 _LARGE_BYTES = 1 << 20
+_MAX_SLEEPERS = 1000
 # Up to this size, what a module declares is decoded in a few milliseconds.
 _FEW_BYTES = 64 << 10
 
@@ -100,6 +101,8 @@ class Engine:
         self.optimizer = Threads("asyncwasm optimizer", 1, low_priority=True)
         self._jobs = Jobs(self.compilers)
         self.runners = Threads("asyncwasm runner", os.cpu_count() or 1)
+        # For guests that wait for each other: one more has to find a thread, or nobody goes on.
+        self.sleepers = Threads("asyncwasm sleeper", _MAX_SLEEPERS)
 
     @property
     def config(self) -> EngineConfig:
@@ -121,6 +124,7 @@ class Engine:
         self.compilers.close()
         self.optimizer.close()
         self.runners.close()
+        self.sleepers.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -133,6 +137,7 @@ class Engine:
             self.compilers.close()
             self.optimizer.close()
             self.runners.close()
+            self.sleepers.close()
             self.ticker.close()
 
     def __reduce__(self) -> Any:
@@ -599,6 +604,7 @@ def _leave_process() -> None:
         engine.leaving = True
     for engine in engines:
         engine.runners.settle(1.0)
+        engine.sleepers.settle(0.1)  # those asleep cannot be told, and do not come back
         engine.ticker.close()
 
 
