@@ -32,6 +32,7 @@ from ._errors import Trap as Trap
 from ._errors import TrapCode as TrapCode
 from ._errors import WasmError as WasmError
 from ._ffi.references import GCObject as GCObject
+from ._objects.engine import Engine as Engine
 from ._objects.exception import WasmException as WasmException
 from ._objects.function import ExportedFunction as ExportedFunction
 from ._objects.function import Function as Function
@@ -42,14 +43,13 @@ from ._objects.guard import configure_sync_guard as configure_sync_guard
 from ._objects.instance import Instance as Instance
 from ._objects.memory import Memory as Memory
 from ._objects.module import Module as Module
+from ._objects.store import Store as Store
 from ._objects.table import Table as Table
 from ._objects.tag import PYTHON_TAG as PYTHON_TAG
 from ._objects.tag import Tag as Tag
 from ._runtime.config import EngineConfig as EngineConfig
 from ._runtime.config import Limits as Limits
 from ._runtime.config import Pooling as Pooling
-from ._runtime.engine import Engine as Engine
-from ._runtime.store import Store as Store
 from ._types import ExportDescriptor as ExportDescriptor
 from ._types import FunctionType as FunctionType
 from ._types import GlobalType as GlobalType

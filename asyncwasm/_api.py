@@ -17,13 +17,13 @@ from ._driver.compiling import (
 from ._driver.streaming import StreamingSource, compile_streamed, instantiate_streamed
 from ._ffi import compiling
 from ._objects.conversions import Source, read_now, source_reader
+from ._objects.engine import Engine, core_or_default
 from ._objects.instance import Instance, Preparation
-from ._objects.module import Module, engine_or_default
+from ._objects.module import Module
 from ._objects.options import NO_OPTIONS, CompileOptions
+from ._objects.store import Store
 from ._runtime.artifact import Variant
 from ._runtime.config import Limits
-from ._runtime.engine import Engine
-from ._runtime.store import Store
 
 
 def compile(
@@ -62,7 +62,7 @@ def compile(
 
     def begin() -> Coroutine[Any, Any, Module]:
         options = CompileOptions.read(builtins, imported_string_constants)
-        return compile_module(engine_or_default(engine), *source_reader(source), options)
+        return compile_module(core_or_default(engine), *source_reader(source), options)
 
     return at_await(begin)
 
@@ -144,7 +144,7 @@ def instantiate(
         if chosen is None and store is not None:
             chosen = store.engine
         return instantiate_source(
-            engine_or_default(chosen), *source_reader(source), imports, store, limits, options
+            core_or_default(chosen), *source_reader(source), imports, store, limits, options
         )
 
     return at_await(begin)
@@ -191,7 +191,7 @@ def compile_streaming(
 
     def begin() -> Coroutine[Any, Any, Module]:
         options = CompileOptions.read(builtins, imported_string_constants)
-        return compile_streamed(engine_or_default(engine), source, options)
+        return compile_streamed(core_or_default(engine), source, options)
 
     return at_await(begin)
 
@@ -242,7 +242,7 @@ def instantiate_streaming(
             chosen = store.engine
         options = CompileOptions.read(builtins, imported_string_constants)
         return instantiate_streamed(
-            engine_or_default(chosen), source, imports, store=store, limits=limits, options=options
+            core_or_default(chosen), source, imports, store=store, limits=limits, options=options
         )
 
     return at_await(begin)
@@ -272,7 +272,7 @@ def validate(
     """
     binary = read_now(source)
     options = CompileOptions.read(builtins, imported_string_constants)
-    chosen = engine_or_default(engine)
+    chosen = core_or_default(engine)
     if len(binary) > chosen.config.max_module_bytes:
         return False
     if not compiling.is_valid(chosen.native(Variant()), binary):

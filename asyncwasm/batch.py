@@ -25,9 +25,9 @@ from . import _api
 from ._driver.checkpoints import checkpoint_if_cancelled
 from ._driver.detached import Post, is_being_cancelled, start
 from ._objects.conversions import Source
+from ._objects.engine import Engine, core_or_default
 from ._objects.instance import Instance
-from ._objects.module import Module, engine_or_default
-from ._runtime.engine import Engine
+from ._objects.module import Module
 
 __all__ = ("Batch", "Loaded", "load_many")
 
@@ -270,7 +270,7 @@ def load_many(
                 print(item.name, item.error or item.instance.exports)
     """
     work = _Work(_named(sources), imports)
-    work.engine = engine_or_default(engine)
+    work.engine = Engine._of(core_or_default(engine))
     work.instantiate = bool(instantiate)
     if concurrency is None:
         concurrency = work.engine.config.threads_to_compile + 2

@@ -30,7 +30,7 @@ from ._objects.plan import Plan
 from ._objects.storeobject import SAME_STORE
 from ._runtime.blueprint import Blueprint
 from ._runtime.config import Limits
-from ._runtime.store import Store
+from ._runtime.store import StoreCore
 
 __all__ = ("InstancePool", "PoolStatistics")
 
@@ -172,7 +172,7 @@ class InstancePool:
         self._closed = False
         self._loop: object = None  # the event loop whose tasks use or await instances
         self._places = 0  # taken
-        self._stores: dict[Store, None] = {}  # in use, oldest first
+        self._stores: dict[StoreCore, None] = {}  # in use, oldest first
         self._idle: deque[_Entry] = deque()  # used last at the end
         self._waiting: deque[_Waiter] = deque()
         self._closers: list[AsyncioSignal | TrioSignal] = []
@@ -393,7 +393,7 @@ class InstancePool:
 
     def _lend(self, entry: _Entry) -> _Entry | None:
         """Return *entry* if it can be used."""
-        store = entry.instance.store
+        store = entry.instance._store
         with self._lock:
             usable = not self._closed and entry.plan is self._plan and store.reusable
             if usable:
@@ -412,7 +412,7 @@ class InstancePool:
             return None
         return self._make_at_once(plan, plan.blueprint, self._open(plan, plan.pooled))
 
-    def _make_at_once(self, plan: Plan, blueprint: Blueprint, store: Store) -> _Entry | None:
+    def _make_at_once(self, plan: Plan, blueprint: Blueprint, store: StoreCore) -> _Entry | None:
         """Make an instance in *store*, which is forgotten if there comes none of it."""
         instance: Instance | None = None
         try:
@@ -460,26 +460,26 @@ class InstancePool:
             raise
         return self._entry(instance, plan)
 
-    def _open(self, plan: Plan, pooled: bool) -> Store:
+    def _open(self, plan: Plan, pooled: bool) -> StoreCore:
         """Return a store for one more instance."""
         with self._lock:
             self._check_open()
             return self._enroll(plan, pooled)
 
-    def _enroll(self, plan: Plan, pooled: bool) -> Store:
+    def _enroll(self, plan: Plan, pooled: bool) -> StoreCore:
         """Return a store for one more instance. The caller holds the lock."""
-        store = Store._lean(plan.engine, self._limits, pooled)
+        store = StoreCore(plan.engine, self._limits, pooled=pooled)
         self._stores[store] = None
         return store
 
-    def _forget(self, store: Store) -> None:
+    def _forget(self, store: StoreCore) -> None:
         """Close a store that no instance was made in."""
         with self._lock:
             self._stores.pop(store, None)
         store.close()
 
     def _fits_not(
-        self, plan: Plan, preparation: Preparation | None, store: Store, exc: RangeError
+        self, plan: Plan, preparation: Preparation | None, store: StoreCore, exc: RangeError
     ) -> bool:
         """Return whether *exc* is about the engine's pool, and there is a way without it."""
         if not (store.bound and store.variant.pooled and store.pooled):
@@ -508,7 +508,7 @@ class InstancePool:
                 store.close()  # first: the next in line gets the place, and its memory
             self._leave(entry if kept else None, store)
 
-    def _leave(self, entry: _Entry | None, used: Store | None = None) -> None:
+    def _leave(self, entry: _Entry | None, used: StoreCore | None = None) -> None:
         """Give a place, and *entry* if there is one, to the next in line; *used* has been lent."""
         with self._lock:
             dropped = self._drop_expired() if self._idle else _NONE

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 from ._api import wat2wasm
 from ._ffi.handles import StoreHandle
 from ._ffi.references import References, drain
+from ._objects.engine import Engine, core_or_default
 from ._objects.module import Module
-from ._runtime.engine import Engine, default_engine
+from ._runtime.engine import EngineCore
 from ._runtime.operation import Operation
 from ._runtime.threads import Threads
 
@@ -80,7 +81,7 @@ def manual_ticks(engine: Engine | None = None) -> Iterator[Tick]:
                 tick()
                 await fib.call_async(30)
     """
-    ticker = (engine or default_engine()).ticker
+    ticker = core_or_default(engine).ticker
 
     def tick(count: int = 1) -> None:
         for _ in range(count):
@@ -131,7 +132,7 @@ class _Check:
     def __init__(self) -> None:
         self.stores: weakref.WeakKeyDictionary[StoreHandle, str] = weakref.WeakKeyDictionary()
         self.operations: weakref.WeakKeyDictionary[Operation, str] = weakref.WeakKeyDictionary()
-        self.engines: weakref.WeakKeyDictionary[Engine, str] = weakref.WeakKeyDictionary()
+        self.engines: weakref.WeakKeyDictionary[EngineCore, str] = weakref.WeakKeyDictionary()
         self.values: dict[int, str] = {}  # by identifier
         self.threads = set(threading.enumerate())
 
@@ -173,7 +174,7 @@ class _Check:
             self._engine(thread) is not None or _engine_of(owner) is None
         )
 
-    def _engine(self, thread: threading.Thread) -> Engine | None:
+    def _engine(self, thread: threading.Thread) -> EngineCore | None:
         """Return the engine of *thread* if it was made in the block."""
         engine = _engine_of(_owner(thread))
         return engine if engine in self.engines else None
@@ -242,13 +243,13 @@ def _owner(thread: threading.Thread) -> object:
     return getattr(getattr(thread, "_target", None), "__self__", None)
 
 
-def _engines() -> list[Engine]:
+def _engines() -> list[EngineCore]:
     from ._runtime.engine import _engines as engines
 
     return [engine for engine in list(engines) if not engine.closed]
 
 
-def _engine_of(owner: object) -> Engine | None:
+def _engine_of(owner: object) -> EngineCore | None:
     if owner is not None:
         for engine in _engines():
             if owner is engine.ticker.clock or any(each is owner for each in vars(engine).values()):
@@ -289,7 +290,7 @@ class _Recorder:
             if not cls.originals:
                 cls._wrap(StoreHandle, "__init__", lambda each, handle: each.stores, False)
                 cls._wrap(Operation, "__init__", lambda each, operation: each.operations, False)
-                cls._wrap(Engine, "__init__", lambda each, engine: each.engines, False)
+                cls._wrap(EngineCore, "__init__", lambda each, engine: each.engines, False)
                 cls._wrap(References, "_write_extern", lambda each, table: each.values, True)
 
     @classmethod

@@ -583,12 +583,15 @@ class World:
         """Check what is left when no call is in flight."""
         if self.failure is not None:
             raise self.failure
-        self.expect(not self.store._operations, f"operations left: {list(self.store._operations)}")
-        handle = self.store._native
+        self.expect(
+            not self.store._core._operations,
+            f"operations left: {list(self.store._core._operations)}",
+        )
+        handle = self.store._core._native
         assert handle is not None
         self.expect(not handle.futures, f"{len(handle.futures)} futures left")
         self.expect(not handle.lock.locked(), "the store is locked")
-        self.expect(self.store.root.current is None, "the room is taken")
+        self.expect(self.store._core.root.current is None, "the room is taken")
         if not self.store.closed:
             before = self.counter, self.pages, self.cells, self.things
             self.read_again()

@@ -119,7 +119,7 @@ class Offload:
 def watching_offload(engine: aw.Engine) -> Iterator[Offload]:
     """Watch what *engine* moves to its threads during the block."""
     offload = Offload()
-    runners = engine.runners
+    runners = engine._core.runners
     submit = runners.submit
 
     def watched(job: Callable[[], None]) -> None:
@@ -150,10 +150,10 @@ async def check_stopped(instance: aw.Instance) -> None:
     store, exports = instance.store, instance.exports
     rounds = exports.memory.read(8, 8)
 
-    assert not store.handle.futures
-    assert not store._operations
-    assert store.root.current is None
-    assert not store.root.waiting
+    assert not store._core.handle.futures
+    assert not store._core._operations
+    assert store._core.root.current is None
+    assert not store._core.root.waiting
     assert exports.plain(1) == 2
     assert await exports.plain.call_async(2) == 3
     assert exports.memory.read(8, 8) == rounds, "somebody still polls the guest"

@@ -229,8 +229,8 @@ async def test_call_that_is_collected_while_its_store_is_entered_is_freed_afterw
     call = made.exports.call.call_async(1)
     assert call.send(None) is None
 
-    with made.store.entered():
+    with made._store.entered():
         call.close()
 
     assert await made.exports.call.call_async(2) == 2
-    assert not made.store.handle.futures
+    assert not made._store.handle.futures

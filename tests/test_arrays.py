@@ -32,7 +32,10 @@ def instance() -> aw.Instance:
 
 def _units(instance: aw.Instance, value: object, use: Callable[[CodeUnits], Any]) -> Any:
     store = instance.store
-    with store.entered(), CodeUnits(store.opened(), store.references, value) as units:
+    with (
+        store._core.entered(),
+        CodeUnits(store._core.opened(), store._core.references, value) as units,
+    ):
         return use(units)
 
 

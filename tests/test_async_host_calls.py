@@ -341,7 +341,7 @@ async def test_coroutine_can_close_the_store_and_goes_on_to_its_end(turns: int) 
     with pytest.raises(aw.Interrupted):
         await made.exports.call.call_async(1)
     assert ended == [1]
-    assert made.store.handle.pointer == 0
+    assert made._store.handle.pointer == 0
 
 
 async def test_coroutine_that_closes_the_store_can_fail() -> None:
@@ -354,7 +354,7 @@ async def test_coroutine_that_closes_the_store_can_fail() -> None:
 
     with pytest.raises(aw.Interrupted):
         await made.exports.call.call_async(1)
-    assert made.store.handle.pointer == 0
+    assert made._store.handle.pointer == 0
 
 
 def test_loop_that_is_closed_meanwhile_leaves_nothing() -> None:
@@ -597,7 +597,7 @@ for limit in range(90, 250, 3):
             finally:
                 sys.setrecursionlimit(usual)
             assert instance.exports.plain(1) == 2
-            assert not instance.store._alive()
+            assert not instance._store._alive()
 print("done")
 """
 

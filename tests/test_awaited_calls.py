@@ -346,7 +346,7 @@ async def test_nested_calls_return_in_order_however_deep() -> None:
     depths: list[int] = []
 
     async def again(value: int) -> int:
-        depths.append(len(made.store.handle.futures))
+        depths.append(len(made._store.handle.futures))
         await checkpoint()
         return value + (int(await made.exports.call.call_async(value - 1)) if value else 0)
 
@@ -394,7 +394,7 @@ async def test_nested_call_jumps_the_queue() -> None:
         group.create_task(made.exports.call.call_async(1))
         await gate.reached.wait()
         group.create_task(later(8))
-        await until(lambda: made.store.root.waiting)
+        await until(lambda: made._store.root.waiting)
         gate.opened.set()
 
     assert order == ["nested 1024", "queued 1032"]
@@ -561,7 +561,7 @@ async def test_call_queues_behind_one_that_spins_on_a_thread() -> None:
             spinning = group.create_task(made.exports.until.call_async())
             await offload.happened()
             queued = group.create_task(made.exports.plain.call_async(1))
-            await until(lambda: made.store.root.waiting)
+            await until(lambda: made._store.root.waiting)
             view[0] = 1
 
     assert (spinning.result(), queued.result()) == (1, 2)
@@ -739,7 +739,7 @@ async def test_instantiation_queues_behind_a_suspended_call_of_its_store() -> No
             group.create_task(made.exports.call.call_async(1))
             await gate.reached.wait()
             task = group.create_task(aw.instantiate(module(STARTER), {"host": {"f": abs}}))
-            await until(lambda: store.root.waiting)
+            await until(lambda: store._core.root.waiting)
             gate.opened.set()
 
         assert task.result().store is store
@@ -769,7 +769,7 @@ async def test_closing_the_store_ends_a_suspended_call_and_those_behind_it() -> 
     made = guest(gate)
     tasks = [asyncio.create_task(made.exports.call.call_async(each)) for each in range(3)]
     await gate.reached.wait()
-    await until(lambda: len(made.store.root.waiting) == 2)
+    await until(lambda: len(made._store.root.waiting) == 2)
     made.close()
     gate.opened.set()
 
@@ -826,7 +826,7 @@ async def test_closing_the_engine_lets_calls_on_threads_finish() -> None:
     instances = [aw.Instance(made, {"host": {"f": abs}}) for _ in range(4)]
     views = [each.exports.memory.buffer for each in instances]
     jobs: list[object] = []
-    submit = engine.runners.submit
+    submit = engine._core.runners.submit
 
     def closing(job: Callable[[], None]) -> None:
         jobs.append(job)
@@ -834,7 +834,7 @@ async def test_closing_the_engine_lets_calls_on_threads_finish() -> None:
             engine.close()
         submit(job)
 
-    engine.runners.submit = closing  # type: ignore[method-assign]
+    engine._core.runners.submit = closing  # type: ignore[method-assign]
     tasks = [asyncio.create_task(each.exports.until.call_async()) for each in instances]
     await until(lambda: engine.closed)
     for view in views:
@@ -905,7 +905,7 @@ async def test_call_left_behind_by_a_cancelled_one_keeps_the_room() -> None:
     outer = asyncio.create_task(exports.keep.call_async(Thing(), 2))
     await inner.reached.wait()
     queued = asyncio.create_task(exports.keep.call_async(Thing(), 0))
-    await until(lambda: made.store.root.waiting)
+    await until(lambda: made._store.root.waiting)
     outer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await outer
@@ -916,7 +916,7 @@ async def test_call_left_behind_by_a_cancelled_one_keeps_the_room() -> None:
         assert isinstance(first, Thing)
         assert first is second
     assert order == [1, 0]
-    assert made.store.root.current is None
+    assert made._store.root.current is None
 
 
 if sys.version_info >= (3, 12):

@@ -151,7 +151,7 @@ async def test_baseline_code_is_kept_until_the_module_has_been_optimized(
     config = aw.EngineConfig(cache=place)
     stopped = aw.Engine(config)
     reached, released = threading.Event(), threading.Event()
-    make = stopped._new_native
+    make = stopped._core._new_native
 
     def wait(*arguments: Any, **options: Any) -> Any:
         if not options.get("parallel", True):
@@ -159,7 +159,7 @@ async def test_baseline_code_is_kept_until_the_module_has_been_optimized(
             released.wait()
         return make(*arguments, **options)
 
-    monkeypatch.setattr(stopped, "_new_native", wait)
+    monkeypatch.setattr(stopped._core, "_new_native", wait)
     first = await aw.compile(large(ANSWER), engine=stopped)
     assert reached.wait(30)
     assert events.names() == ["cache_stored"]

@@ -78,20 +78,20 @@ async def waiting_for_a_thread() -> AsyncIterator[Point]:
     """All threads are taken by others."""
     engine = aw.Engine()
     busy, released = threading.Semaphore(0), threading.Event()
-    blockers = engine.runners._limit
+    blockers = engine._core.runners._limit
 
     def block() -> None:
         busy.release()
         released.wait()
 
     for _ in range(blockers):
-        engine.runners.submit(block)
+        engine._core.runners.submit(block)
     for _ in range(blockers):
         busy.acquire()
     made = guest(engine=engine)
 
     async def reached() -> None:
-        await until(lambda: engine.runners.waiting)
+        await until(lambda: engine._core.runners.waiting)
 
     try:
         yield Point(made.exports.spin.call_async, reached, made)
@@ -113,13 +113,13 @@ async def queued_behind_another_call() -> AsyncIterator[Point]:
     made = guest(gate)
 
     async def reached() -> None:
-        await until(lambda: made.store.root.waiting)
+        await until(lambda: made._store.root.waiting)
 
     async with anyio.create_task_group() as group:
         group.start_soon(made.exports.call.call_async, 1)
         await gate.reached.wait()
         yield Point(lambda: made.exports.plain.call_async(1), reached, made)
-        assert not made.store.root.waiting
+        assert not made._store.root.waiting
         gate.opened.set()
 
 
@@ -204,7 +204,7 @@ async def waiting_for_what_its_import_started() -> AsyncIterator[Point]:
     returned = anyio.Event()
     async with anyio.create_task_group() as group:
         yield Point(lambda: made.exports.call.call_async(1), reached, made)
-        assert made.store.root.current is not None
+        assert made._store.root.current is not None
         gate.opened.set()
 
 
@@ -524,7 +524,7 @@ async def test_calls_queued_behind_a_cancelled_one_run_in_order() -> None:
     made = guest(record)
     tasks = [asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(5)]
     await gate.reached.wait()
-    await until(lambda: len(made.store.root.waiting) == 4)
+    await until(lambda: len(made._store.root.waiting) == 4)
     tasks[2].cancel()
     tasks[0].cancel()
 
@@ -542,9 +542,9 @@ async def test_call_cancelled_when_it_has_just_been_given_its_turn_hands_it_on()
         asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3)
     ]
     await gate.reached.wait()
-    await until(lambda: len(made.store.root.waiting) == 2)
+    await until(lambda: len(made._store.root.waiting) == 2)
     gate.opened.set()
-    await until(lambda: len(made.store.root.waiting) == 1)
+    await until(lambda: len(made._store.root.waiting) == 1)
     second.cancel()
 
     assert (await first, await third) == (0, 2)
@@ -563,7 +563,7 @@ async def test_exception_of_a_call_cancelled_before_it_was_told_is_not_the_next_
         (throw $e (i32.const 1)))
       (func (export "trap") unreachable))""")
     view = made.exports.memory.buffer
-    runners = made.store.engine.runners
+    runners = made.store.engine._core.runners
     with watching_offload(made.store.engine) as offload:
         task = asyncio.ensure_future(made.exports.late.call_async())
         await offload.happened()
@@ -592,7 +592,7 @@ async def test_cancelling_a_gather_of_nested_calls_leaves_the_queue_intact() -> 
         task = asyncio.ensure_future(made.exports.call.call_async(1))
         await offload.happened()
         queued = asyncio.ensure_future(made.exports.plain.call_async(1))
-        await until(lambda: made.store.root.waiting)
+        await until(lambda: made._store.root.waiting)
         task.cancel()
 
         assert await queued == 2
@@ -616,9 +616,9 @@ async def test_cancelled_call_that_left_another_behind_keeps_the_room_for_it() -
     with watching_offload(made.store.engine) as offload:
         task = asyncio.ensure_future(made.exports.call.call_async(1))
         await offload.happened()  # of either
-        await until(lambda: getattr(made.store.root.current, "occupied", False))
+        await until(lambda: getattr(made._store.root.current, "occupied", False))
         queued = asyncio.ensure_future(made.exports.plain.call_async(1))
-        await until(lambda: made.store.root.waiting)
+        await until(lambda: made._store.root.waiting)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -659,7 +659,7 @@ async def _compiler_held(engine: aw.Engine) -> AsyncIterator[threading.Event]:
         started.set()
         released.wait()
 
-    engine.compilers.submit(hold)
+    engine._core.compilers.submit(hold)
     assert started.wait(30)
     try:
         yield released

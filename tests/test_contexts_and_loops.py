@@ -108,7 +108,7 @@ def queued() -> Iterator[Case]:
         await asyncio.gather(*(made.exports.call.call_async(each) for each in range(3)))
 
     async def reached() -> None:
-        await until(lambda: len(made.store.root.waiting) == 2)
+        await until(lambda: len(made._store.root.waiting) == 2)
 
     yield Case(start, reached, made)
 
@@ -150,7 +150,7 @@ def spinning_inline() -> Iterator[Case]:
 @contextmanager
 def spinning_on_a_thread() -> Iterator[Case]:
     made = guest()
-    runners = made.store.engine.runners
+    runners = made.store.engine._core.runners
     with watching_offload(made.store.engine) as offload:
         yield Case(made.exports.spin.call_async, offload.happened, made)
         # The thread notices that nobody waits any more.
@@ -211,7 +211,7 @@ def test_collected_call_is_unwound_by_that_alone(new_loop: NewLoop) -> None:
     with pytest.warns(ResourceWarning, match="closed while function '.' was suspended"):
         gc.collect()
 
-    assert not made.store.handle.futures
+    assert not made._store.handle.futures
     check_usable(made)
 
 
@@ -237,7 +237,7 @@ def test_loop_closed_while_a_module_compiles(new_loop: NewLoop) -> None:
         started.set()
         released.wait()
 
-    engine.compilers.submit(hold)
+    engine._core.compilers.submit(hold)
     assert started.wait(30)
     source = wasm('(module (func (export "f") (result i32) (i32.const 9)))')
     abandon(new_loop(), lambda: aw.compile(source, engine=engine), lambda: asyncio.sleep(0))
@@ -285,7 +285,7 @@ def test_call_of_another_loop_gets_the_turn_when_the_first_loop_is_gone(kept: bo
 
     async def main() -> list[asyncio.Task[Any]]:
         tasks = [asyncio.ensure_future(made.exports.call.call_async(each)) for each in range(3)]
-        await until(lambda: len(made.store.root.waiting) == 2)
+        await until(lambda: len(made._store.root.waiting) == 2)
         return tasks
 
     tasks = first.run_until_complete(main())
@@ -334,7 +334,7 @@ def test_coroutine_closed_by_hand_in_another_context_is_unwound() -> None:
     async def main() -> None:
         coroutine = made.exports.call.call_async(1)
         contextvars.copy_context().run(coroutine.send, None)
-        assert made.store.handle.futures
+        assert made._store.handle.futures
         contextvars.copy_context().run(coroutine.close)
         await check_stopped(made)
 
@@ -434,7 +434,7 @@ def test_call_of_an_import_that_starts_with_an_empty_context_waits_its_turn() ->
         tasks.append(
             loop.create_task(made.exports.plain.call_async(value), context=contextvars.Context())
         )
-        await until(lambda: made.store.root.waiting)
+        await until(lambda: made._store.root.waiting)
         return value
 
     made = guest(work)

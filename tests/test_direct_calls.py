@@ -59,7 +59,7 @@ if USED:
     greenlet.greenlet(print)
 standing = []
 def f(value):
-    standing.append(made.store.handle.standing)
+    standing.append(made._store.handle.standing)
     return value
 made = aw.Instance(aw.Module(aw.wat2wasm(TEXT)), {"host": {"f": f}})
 call = made.exports.call

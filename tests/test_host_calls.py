@@ -63,7 +63,7 @@ async def hosted(f: Any, g: Any = abs, **options: Any) -> aw.Instance:
 
 
 def is_idle(made: aw.Instance) -> bool:
-    return not (made.store.handle.futures or made.store._alive() or made.store.root.current)
+    return not (made._store.handle.futures or made._store._alive() or made._store.root.current)
 
 
 @every_loop
@@ -259,7 +259,7 @@ async def test_host_can_close_the_store(call: Call) -> None:
     assert caught.value.reason == "closed"
     with pytest.raises(anyio.ClosedResourceError):
         await call(made.exports.call, 1)
-    assert made.store.handle.pointer == 0
+    assert made._store.handle.pointer == 0
 
 
 @both_ways
@@ -274,7 +274,7 @@ async def test_store_may_be_closed_by_another_thread_while_a_host_runs(call: Cal
 
     with pytest.raises(aw.Interrupted):
         await call(made.exports.call, 1)
-    assert made.store.handle.pointer == 0
+    assert made._store.handle.pointer == 0
 
 
 @both_ways

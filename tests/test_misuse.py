@@ -419,7 +419,7 @@ SCRIPTS = {
         """
         instance = aw.Instance(aw.Module(SPIN))
         threading.Thread(target=instance.exports.spin, daemon=True).start()
-        while not instance.store.handle.roomless:
+        while not instance._store.handle.roomless:
             pass
         end = time.monotonic() + 0.3  # it looks for signals a few times
         while time.monotonic() < end:

@@ -175,13 +175,13 @@ async def test_each_instance_has_a_store_of_its_own() -> None:
 
 @on_every_backend
 async def test_dropped_pool_leaves_no_store() -> None:
-    stores: list[weakref.ref[aw.Store]] = []
+    stores: list[weakref.ref[Any]] = []
     imports = {"host": {"f": lambda value: value}}
     pool = aw.InstancePool(module(CALLER), imports, max_instances=2, max_uses=2)
     for _ in range(3):
         async with pool.acquire() as instance:
             assert await instance.exports.call.call_async(7) == 7
-            stores.append(weakref.ref(instance.store))
+            stores.append(weakref.ref(instance._store))
     del instance, pool
     gc.collect()
 

@@ -63,7 +63,7 @@ def pooled(text: str, imports: Any = None, **bounds: Any) -> aw.Instance:
 
 
 def is_pooled(instance: aw.Instance) -> bool:
-    return instance.store.variant.pooled
+    return instance._store.variant.pooled
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_process_with_little_address_space_has_no_pool() -> None:
             async with aw.InstancePool(module, max_instances=1) as pool:
                 for _ in range(2):
                     async with pool.acquire() as instance:
-                        print(instance.exports.add(1, 2), instance.store.variant.pooled)
+                        print(instance.exports.add(1, 2), instance._store.variant.pooled)
         anyio.run(main)
         """
     )
@@ -540,7 +540,7 @@ def test_forked_process_makes_a_pool_of_its_own(pooling: str) -> None:
                         assert instance.exports.memory.read(8, 4) == b"data"
                         instance.exports.memory.write(8, word)
                         assert await instance.exports.f.call_async() == 3
-                        assert instance.store.variant.pooled
+                        assert instance._store.variant.pooled
         held = aw.Instance(module)
         anyio.run(use, b"1234")
         child = os.fork()
@@ -712,7 +712,7 @@ def test_cancelled_while_code_is_loaded_into_the_pool(make: Callable[[], aw.Engi
 
     async def main() -> None:
         async with aw.InstancePool(module, max_instances=1) as pool:
-            engine.compilers.submit(hold)
+            engine._core.compilers.submit(hold)
             assert loading.wait(30)
             async with anyio.create_task_group() as group:
 

@@ -437,8 +437,8 @@ def test_loops_on_several_threads_get_results_or_busy() -> None:
     assert done.count("done") > 1500
     assert made.exports.sum(4) == 10
     assert plain.exports.one() == 1
-    assert not made.store.handle.futures
-    assert not plain.store.handle.futures
+    assert not made._store.handle.futures
+    assert not plain._store.handle.futures
 
 
 @pytest.mark.slow
@@ -496,7 +496,7 @@ def test_store_may_be_closed_by_another_thread_at_any_moment() -> None:
         at_once(run, close)
 
         assert len(seen) == 1
-        assert made.store.handle.pointer == 0
+        assert made._store.handle.pointer == 0
 
 
 async def test_dropped_call_leaves_nothing_in_its_store() -> None:
@@ -515,5 +515,5 @@ async def test_dropped_call_leaves_nothing_in_its_store() -> None:
     call.close()
 
     assert ended == [True]
-    assert not made.store.handle.futures
+    assert not made._store.handle.futures
     assert await made.exports.call.call_async(1) == 1

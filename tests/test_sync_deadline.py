@@ -55,9 +55,9 @@ def interrupted(function: Callable[..., Any], *arguments: Any) -> aw.Interrupted
 
 def wait_until_parked(store: aw.Store) -> bool:
     end = time.monotonic() + AGES_SECONDS
-    while store.engine.ticker.running and time.monotonic() < end:
+    while store.engine._core.ticker.running and time.monotonic() < end:
         time.sleep(0.01)
-    return not store.engine.ticker.running
+    return not store.engine._core.ticker.running
 
 
 def test_direct_call_is_stopped_and_the_next_one_works(store: aw.Store) -> None:
@@ -174,7 +174,7 @@ def test_clock_stops_when_nothing_runs(store: aw.Store, text: str) -> None:
     exports = in_store(store, text, {"host": {"f": lambda x: x}}).exports
 
     interrupted(exports.spin)
-    assert not store.engine.ticker.held
+    assert not store.engine._core.ticker.held
     assert wait_until_parked(store)
 
     interrupted(exports.spin)  # and it starts again
@@ -186,7 +186,7 @@ def test_clock_stops_after_a_call_that_trapped(store: aw.Store) -> None:
     with pytest.raises(aw.Trap, match="unreachable"):
         exports.trap()
 
-    assert not store.engine.ticker.held
+    assert not store.engine._core.ticker.held
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_two_stores_of_one_engine_keep_their_own_deadlines() -> None:
             thread.join()
 
         assert seen == [True, True]
-        assert not engine.ticker.held
+        assert not engine._core.ticker.held
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.0, float("inf"), float("nan")])

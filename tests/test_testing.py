@@ -224,7 +224,7 @@ def test_thread_at_work_is_reported(engine: aw.Engine) -> None:
             begun.set()
             end.wait()
 
-        engine.runners.submit(job)
+        engine._core.runners.submit(job)
         assert begun.wait(30)
 
     try:
@@ -237,9 +237,9 @@ def test_thread_at_work_is_reported(engine: aw.Engine) -> None:
 def test_clock_that_is_held_is_reported(engine: aw.Engine) -> None:
     in_engine(engine, SPIN)
     try:
-        assert "- a clock that ticks" in leak(lambda: engine.ticker.hold(leak))
+        assert "- a clock that ticks" in leak(lambda: engine._core.ticker.hold(leak))
     finally:
-        engine.ticker.release(leak)
+        engine._core.ticker.release(leak)
 
 
 def test_error_of_the_block_comes_first() -> None:
@@ -329,7 +329,7 @@ async def test_third_tick_moves_the_call_to_a_thread(engine: aw.Engine) -> None:
             tick(3)
             tasks.start_soon(exports.spin.call_async)
             with anyio.fail_after(30):
-                while not engine.runners._running:  # noqa: ASYNC110  # nothing tells when
+                while not engine._core.runners._running:  # noqa: ASYNC110  # nothing tells when
                     await anyio.sleep(0.001)
             await anyio.sleep(0.005)  # the loop is free
             tasks.cancel_scope.cancel()

@@ -60,7 +60,7 @@ def idle_optimizer(engine: aw.Engine) -> Iterator[Callable[[], None]]:
         begun.set()
         release.wait()
 
-    engine.optimizer.submit(hold)
+    engine._core.optimizer.submit(hold)
     assert begun.wait(10)
     try:
         yield release.set
@@ -83,14 +83,14 @@ async def test_large_module_starts_with_baseline_code() -> None:
 
         assert module.tier == "baseline"
         assert instance.exports.add(1, 2) == 3
-        assert instance.store.variant.baseline
+        assert instance._store.variant.baseline
 
 
 async def test_small_module_is_optimized_at_once() -> None:
     module, instance = await aw.instantiate(wasm(ADD), engine=engine())
 
     assert module.tier == "optimized"
-    assert not instance.store.variant.baseline
+    assert not instance._store.variant.baseline
     assert await module.optimized() is module
 
 
@@ -103,7 +103,7 @@ async def test_later_instances_get_optimized_code() -> None:
         second = await aw.instantiate(module)
 
     assert module.tier == "optimized"
-    assert (first.store.variant.baseline, second.store.variant.baseline) == (True, False)
+    assert (first._store.variant.baseline, second._store.variant.baseline) == (True, False)
     assert first.exports.add(1, 2) == second.exports.add(1, 2) == 3
 
 
@@ -111,13 +111,13 @@ async def test_instance_that_joins_a_store_gets_its_code() -> None:
     own = engine()
     module, first = await aw.instantiate(large(ADD), engine=own)
     await module.optimized()
-    baseline = first.store.variant.baseline
+    baseline = first._store.variant.baseline
 
     second = await aw.instantiate(module, store=first.store)
     small = await aw.instantiate(wasm(CALLER), {"host": {"f": abs}}, store=first.store, engine=own)
     third = aw.Instance(aw.Module(wasm(SPIN), engine=own), store=first.store)
 
-    assert first.store.variant.baseline is baseline
+    assert first._store.variant.baseline is baseline
     assert second.exports.add(1, 2) == 3
     assert small.instance.exports.call(-4) == 4
     assert third.exports.one() == 1
@@ -132,7 +132,7 @@ async def test_store_made_before_the_module_runs_optimized_code(tier: str) -> No
         with idle_optimizer(own):
             _, instance = await aw.instantiate(large(ADD), engine=own)
 
-        assert not store.variant.baseline
+        assert not store._core.variant.baseline
         assert instance.exports.add(1, 2) == 3
 
 
@@ -143,8 +143,8 @@ async def test_counted_fuel_does_not_depend_on_the_moment() -> None:
         instance = await aw.instantiate(module, limits=aw.Limits(fuel=100_000))
 
         assert module.tier == "baseline"
-        assert not instance.store.variant.baseline
-        assert instance.store.variant.fuel
+        assert not instance._store.variant.baseline
+        assert instance._store.variant.fuel
 
 
 @pytest.mark.parametrize("text", [GC, TAIL, EXCEPTION], ids=["gc", "tail call", "exception"])
@@ -240,14 +240,14 @@ async def test_module_nobody_has_any_more_is_not_optimized(
 ) -> None:
     own = engine()
     optimized: list[object] = []
-    monkeypatch.setattr(own, "_optimize", optimized.append)
+    monkeypatch.setattr(own._core, "_optimize", optimized.append)
     with idle_optimizer(own) as release:
         module = await aw.compile(large(ADD), engine=own)
         del module
         gc.collect()
         release()
         done: Future[None] = Future()
-        own.optimizer.submit(lambda: done.set_result(None))
+        own._core.optimizer.submit(lambda: done.set_result(None))
         done.result(10)
 
     assert optimized == []
@@ -268,8 +268,8 @@ def test_background_thread_has_low_priority() -> None:
     own = engine()
     priority: Future[int] = Future()
     usual: Future[int] = Future()
-    own.optimizer.submit(lambda: priority.set_result(_priority()))
-    own.compilers.submit(lambda: usual.set_result(_priority()))
+    own._core.optimizer.submit(lambda: priority.set_result(_priority()))
+    own._core.compilers.submit(lambda: usual.set_result(_priority()))
 
     assert priority.result(10) > usual.result(10)
     own.close()
@@ -285,7 +285,7 @@ def test_background_work_does_not_keep_the_process() -> None:
         import asyncwasm as aw
         from tests.test_tiers import ADD, large
         engine = aw.Engine()
-        engine.optimizer.submit(threading.Event().wait)
+        engine._core.optimizer.submit(threading.Event().wait)
         module = asyncio.run(aw.compile(large(ADD), engine=engine))
         print(module.tier)
     """)
@@ -340,7 +340,7 @@ def busy_compilers(engine: aw.Engine) -> Iterator[Callable[[], None]]:
         begun.set()
         release.wait()
 
-    engine.compilers.submit(hold)
+    engine._core.compilers.submit(hold)
     assert begun.wait(10)
     try:
         yield release.set
@@ -354,15 +354,15 @@ async def test_request_whose_waiters_are_gone_leaves_the_queue() -> None:
         binary = wasm(ADD)
         waiters = [asyncio.create_task(aw.compile(binary, engine=own)) for _ in range(3)]
         await asyncio.sleep(0)
-        queued = own.compilers.waiting
+        queued = own._core.compilers.waiting
         for each in waiters[:2]:
             each.cancel()
         await asyncio.wait(waiters[:2])
-        still = own.compilers.waiting
+        still = own._core.compilers.waiting
         waiters[2].cancel()
         await asyncio.wait(waiters)
 
-        assert (queued, still, own.compilers.waiting) == (1, 1, 0)
+        assert (queued, still, own._core.compilers.waiting) == (1, 1, 0)
     assert (await aw.compile(binary, engine=own)).tier == "optimized"
 
 
@@ -383,7 +383,7 @@ async def test_same_bytes_do_not_occupy_two_threads(monkeypatch: pytest.MonkeyPa
     """Whoever finds its bytes being compiled gives its thread back."""
     own = engine(compile_threads=2)
     held, begun, release = [], threading.Event(), threading.Event()
-    compile_alone = own._compile_alone
+    compile_alone = own._core._compile_alone
 
     def slow(binary: bytes, digest: str) -> Any:
         if binary.endswith(b"slow"):
@@ -392,7 +392,7 @@ async def test_same_bytes_do_not_occupy_two_threads(monkeypatch: pytest.MonkeyPa
             assert release.wait(10)
         return compile_alone(binary, digest)
 
-    monkeypatch.setattr(own, "_compile_alone", slow)
+    monkeypatch.setattr(own._core, "_compile_alone", slow)
     binary = wasm(ADD) + b"\0\x05\x00slow"
     same = [asyncio.create_task(aw.compile(bytearray(binary), engine=own)) for _ in range(5)]
     await asyncio.to_thread(begun.wait)
@@ -409,7 +409,7 @@ async def test_waiter_survives_an_interrupted_leader(monkeypatch: pytest.MonkeyP
     """Ctrl-C ends the compilation of the main thread, not that of everybody else."""
     own = engine(compile_threads=1)
     begun, release = threading.Event(), threading.Event()
-    compile_alone = own._compile_alone
+    compile_alone = own._core._compile_alone
     calls: list[str] = []
 
     def interrupted(binary: bytes, digest: str) -> Any:
@@ -420,12 +420,12 @@ async def test_waiter_survives_an_interrupted_leader(monkeypatch: pytest.MonkeyP
         assert release.wait(10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(own, "_compile_alone", interrupted)
+    monkeypatch.setattr(own._core, "_compile_alone", interrupted)
     failures: list[BaseException] = []
 
     def lead() -> None:
         try:
-            own.compile_now(lambda: wasm(ADD))
+            own._core.compile_now(lambda: wasm(ADD))
         except BaseException as exc:
             failures.append(exc)
 
@@ -433,7 +433,7 @@ async def test_waiter_survives_an_interrupted_leader(monkeypatch: pytest.MonkeyP
     leader.start()
     assert begun.wait(10)
     waiter = asyncio.create_task(aw.compile(wasm(ADD), engine=own))
-    follower = threading.Thread(target=lambda: own.compile_now(lambda: wasm(ADD)))
+    follower = threading.Thread(target=lambda: own._core.compile_now(lambda: wasm(ADD)))
     follower.start()
     await asyncio.sleep(0.01)
     release.set()
@@ -467,7 +467,7 @@ async def test_failed_compilation_needs_no_collection() -> None:
     try:
         with pytest.raises(aw.CompileError):
             await aw.compile(b"nonsense", engine=own)
-        own.compilers.settle(10)
+        own._core.compilers.settle(10)
         after = [each for each in gc.get_objects() if isinstance(each, Future)]
 
         assert [each for each in after if not any(each is old for old in before)] == []

@@ -91,7 +91,7 @@ def test_short_calls_wait_for_coroutines_on_trio() -> None:
         made = guest(f)
         for value in range(5):
             assert await made.exports.call.call_async(value) == value
-        assert not made.store._alive()
+        assert not made._store._alive()
 
     run(main)
 
@@ -173,7 +173,7 @@ def test_calls_queue_and_nested_ones_do_not_wait() -> None:
             for value in range(5):
                 nursery.start_soon(made.exports.call.call_async, value)
                 await gate.reached.wait()
-                while len(made.store.root.waiting) < value:
+                while len(made._store.root.waiting) < value:
                     await trio.lowlevel.checkpoint()
             gate.opened.set()
         await check_stopped(made)

@@ -75,6 +75,17 @@ rest(Clock *self)
     return woken == PY_LOCK_ACQUIRED || !self->parked;
 }
 
+/* Advance the engines by so many ticks. Holds `beats`. */
+static void
+advance(Clock *self, double ticks)
+{
+    for (size_t index = 0; index < self->count; index++) {
+        for (double done = 0; done < ticks; done++) {
+            api.increment_epoch(self->engines[index]);
+        }
+    }
+}
+
 /* Tick once, and as often as it should have happened before. Holds `beats`. */
 static void
 beat(Clock *self)
@@ -88,13 +99,8 @@ beat(Clock *self)
         self->ticked = now;
     }
     self->ticks += (unsigned long long)due;
-    if (self->manual && !self->unseen) {
-        return;
-    }
-    for (size_t index = 0; index < self->count; index++) {
-        for (double done = 0; done < due; done++) {
-            api.increment_epoch(self->engines[index]);
-        }
+    if (!self->manual || self->unseen) {
+        advance(self, due);
     }
 }
 
@@ -260,6 +266,16 @@ Clock_add(Clock *self, PyObject *handle)
     Py_RETURN_NONE;
 }
 
+/* Advance the engines by a tick that is made by hand. */
+static PyObject *
+Clock_advance(Clock *self, PyObject *unused)
+{
+    PyThread_acquire_lock(beats, WAIT_LOCK);
+    advance(self, 1);
+    PyThread_release_lock(beats);
+    Py_RETURN_NONE;
+}
+
 /* Seconds by which the next tick is late, or will come after the last. */
 static PyObject *
 Clock_late(Clock *self, PyObject *unused)
@@ -309,6 +325,7 @@ Clock_streak(Clock *self, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef Clock_methods[] = {
     {"add", (PyCFunction)Clock_add, METH_O, NULL},
+    {"advance", (PyCFunction)Clock_advance, METH_NOARGS, NULL},
     {"late", (PyCFunction)Clock_late, METH_NOARGS, NULL},
     {"new_turn", (PyCFunction)Clock_new_turn, METH_NOARGS, NULL},
     {"stop", (PyCFunction)Clock_stop, METH_NOARGS, NULL},

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from .._objects.instance import Instance, Preparation
 from .._objects.module import Module
 from .._objects.options import NO_OPTIONS, CompileOptions
+from .._objects.store import Store
 from .._runtime.config import Limits
-from .._runtime.engine import Engine
-from .._runtime.store import Store
+from .._runtime.engine import EngineCore
 from .checkpoints import checkpoint_if_cancelled
 from .drive import drive
 from .signal import new_signal
@@ -65,7 +65,7 @@ async def wait_optimized(module: Module) -> Module:
 
 
 async def compile_module(
-    engine: Engine,
+    engine: EngineCore,
     read: Callable[[], bytes],
     identity: object,
     options: CompileOptions = NO_OPTIONS,
@@ -75,7 +75,7 @@ async def compile_module(
 
 
 async def instantiate_source(
-    engine: Engine,
+    engine: EngineCore,
     read: Callable[[], bytes],
     identity: object,
     imports: Any,

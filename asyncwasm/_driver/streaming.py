@@ -22,9 +22,9 @@ from .._errors import CompileError
 from .._objects.conversions import BytesLike
 from .._objects.module import Module
 from .._objects.options import CompileOptions
+from .._objects.store import Store
 from .._runtime.config import Limits
-from .._runtime.engine import Engine
-from .._runtime.store import Store
+from .._runtime.engine import EngineCore
 from .checkpoints import checkpoint
 from .compiling import Instantiated, compile_module, instantiate_source
 from .drive import SLICE_SECONDS
@@ -167,13 +167,13 @@ class _Aiohttp:
 _View: TypeAlias = _Httpx | _Aiohttp
 
 
-async def compile_streamed(engine: Engine, source: object, options: CompileOptions) -> Module:
+async def compile_streamed(engine: EngineCore, source: object, options: CompileOptions) -> Module:
     """Read, then compile."""
     return await compile_module(engine, *await stream_reader(source, engine), options)
 
 
 async def instantiate_streamed(
-    engine: Engine,
+    engine: EngineCore,
     source: object,
     imports: Any,
     *,
@@ -186,7 +186,7 @@ async def instantiate_streamed(
     return await instantiate_source(engine, *reader, imports, store, limits, options)
 
 
-async def stream_reader(source: object, engine: Engine) -> tuple[Callable[[], bytes], object]:
+async def stream_reader(source: object, engine: EngineCore) -> tuple[Callable[[], bytes], object]:
     """
     Read *source* to its end, and return what `source_reader` does for bytes.
 

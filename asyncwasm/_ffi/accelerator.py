@@ -18,7 +18,7 @@ if os.environ.get("ASYNCWASM_PURE", "0") in ("", "0"):
         from .. import _speedups as speedups  # type: ignore[attr-defined,no-redef]
     except ImportError:
         pass  # it is optional
-_INTERFACE = 14  # of the file in C: the number there is raised with each change of what is here
+_INTERFACE = 15  # of the file in C: the number there is raised with each change of what is here
 if speedups is not None and getattr(speedups, "INTERFACE", None) != _INTERFACE:
     speedups = None
     warnings.warn(

@@ -74,6 +74,12 @@ class PureClock:
         with self._lock:
             self._engines.append(engine)
 
+    def advance(self) -> None:
+        """Advance the engines by a tick that is made by hand."""
+        with self._lock:
+            for engine in self._engines:
+                lib.wasmtime_engine_increment_epoch(engine.pointer)
+
     def wake(self) -> None:
         """Tick, from when the thread has woken up; without engines it stays parked."""
         if not self.parked:

@@ -24,7 +24,7 @@ from .._errors import Trap, TrapCode
 from .._ffi.arrays import CodeUnits
 from .._reader import Field, SubType
 from .._runtime.host import HostFunction, HostShape
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import FunctionType, ValueType
 
 MAX_CHARACTERS = (1 << 29) - 24  # in a string that is made here; V8's limit
@@ -120,7 +120,7 @@ class Scope:
 
     __slots__ = ("_recent", "store")
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreCore) -> None:
         self.store = store
         self._recent: dict[int, tuple[str, _Units]] = {}
 

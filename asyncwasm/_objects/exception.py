@@ -8,7 +8,7 @@ from typing import Any
 from .._errors import RangeError, WasmError
 from .._ffi import externs
 from .._ffi.externs import Extern, Root
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .conversions import address_value
 from .tag import PYTHON_TAG, Tag
 from .value import check_value
@@ -45,7 +45,7 @@ class WasmException(WasmError):
         self.tag = tag
         self.payload = tuple(payload)
         self.args = (tag, self.payload)
-        self._root: tuple[Store, Root] | None = None
+        self._root: tuple[StoreCore, Root] | None = None
 
     @property
     def message(self) -> str:
@@ -83,12 +83,12 @@ class WasmException(WasmError):
             raise RangeError(f"index {at} is not below the number of values, {len(self.payload)}")
         return self.payload[at]
 
-    def _meet(self, store: Store) -> None:
+    def _meet(self, store: StoreCore) -> None:
         """Bind the tag to the store that the exception is about to be thrown in."""
         if self.tag._store is None and self.tag is not PYTHON_TAG:
             self.tag._bind(store)
 
-    def _throw_in(self, store: Store) -> int | None:
+    def _throw_in(self, store: StoreCore) -> int | None:
         """Make the exception pending; None if its tag cannot live in *store*."""
         if self._root is not None and self._root[0] is store:
             return externs.rethrow(store.handle, self._root[1])
@@ -122,7 +122,7 @@ def _rebuild(
     return self
 
 
-def _thrown(store: Store, tag: Extern, fields: list[Any], root: Root) -> BaseException:
+def _thrown(store: StoreCore, tag: Extern, fields: list[Any], root: Root) -> BaseException:
     """Return the exception object for what a guest threw; the same one for the same throw."""
     identity = ("exception", externs.exception_identity(store.handle, root))
     known: WasmException | None = store.known.get(identity)
@@ -140,4 +140,4 @@ def _thrown(store: Store, tag: Extern, fields: list[Any], root: Root) -> BaseExc
     return self
 
 
-Store.exception_maker = staticmethod(_thrown)
+StoreCore.exception_maker = staticmethod(_thrown)

@@ -31,10 +31,11 @@ from .._runtime.host import HostFunction, HostShape, cannot_cross, crosses_not
 from .._runtime.hostcall import HostCall, innermost
 from .._runtime.operation import Call
 from .._runtime.running import run
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import FunctionType, ValueType, function_type
 from . import guard
-from .storeobject import StoreObject, ambient_or
+from .store import Store, ambient_or
+from .storeobject import StoreObject
 
 
 class Suspending:
@@ -125,7 +126,7 @@ class Shape:
         if exported_as is not None and speedups is not None and self.opening is not None:
             self.export = (exported_as.encode(), *self.opening, self, name)
 
-    def quick(self, store: Store, raw: tuple[int, int], name: str) -> Quick:
+    def quick(self, store: StoreCore, raw: tuple[int, int], name: str) -> Quick:
         """Return what runs the first slice of a call of such a function."""
         if self.refused:
             return not_quick
@@ -172,7 +173,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
     @classmethod
     def _from_raw(
         cls,
-        store: Store,
+        store: StoreCore,
         raw: tuple[int, int],
         type: FunctionType,
         name: str = "",
@@ -181,7 +182,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         return cls._from_shape(store, raw, Shape(type, concrete, name))
 
     @classmethod
-    def _from_shape(cls, store: Store, raw: tuple[int, int], shape: Shape) -> ExportedFunction:
+    def _from_shape(cls, store: StoreCore, raw: tuple[int, int], shape: Shape) -> ExportedFunction:
         if shape.opening is not None:
             made: ExportedFunction = cls._new(
                 store.handle, raw, *shape.opening, guard.BLOCKING_SECONDS, store, shape, shape.name
@@ -198,7 +199,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
         return self
 
     @classmethod
-    def _of_export(cls, store: Store, instance: bytes, shape: Shape) -> ExportedFunction | None:
+    def _of_export(cls, store: StoreCore, instance: bytes, shape: Shape) -> ExportedFunction | None:
         """Return the function that *instance* exports, None if it has to be looked up with care."""
         if shape.export is None:
             return None
@@ -284,7 +285,7 @@ class ExportedFunction(Direct, StoreObject):  # type: ignore[misc,valid-type]  #
 
     # what the two ways in share
 
-    def _raw_in(self, store: Store) -> tuple[int, int]:
+    def _raw_in(self, store: StoreCore) -> tuple[int, int]:
         return self._bind(store).raw
 
     def _operation(self, arguments: Sequence[Any], fiber: Fiber | None = None) -> Call:
@@ -477,10 +478,10 @@ class Function(ExportedFunction):
         if chosen is not None:
             self._bind(chosen)
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         return Extern.function(store.define_function(self.type, self._host))
 
-    def _bind(self, store: Store) -> Extern:
+    def _bind(self, store: StoreCore) -> Extern:
         extern = super()._bind(store)
         store.remember(function_identity(extern.raw), self)
         return extern
@@ -535,7 +536,7 @@ def _through(type: ValueType, value: Any) -> Any:
     return value
 
 
-def _failure(store: Store, name: str, error: int, trap: int) -> BaseException:
+def _failure(store: StoreCore, name: str, error: int, trap: int) -> BaseException:
     return exceptions.failure(store, error, trap, f"function {name!r}")
 
 
@@ -591,5 +592,5 @@ def concrete_kinds(types: Sequence[ValueType], kinds: Sequence[str]) -> tuple[in
     )
 
 
-Store.function_class = ExportedFunction
-Store.function_maker = staticmethod(ExportedFunction._from_raw)
+StoreCore.function_class = ExportedFunction
+StoreCore.function_maker = staticmethod(ExportedFunction._from_raw)

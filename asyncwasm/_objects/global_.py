@@ -7,9 +7,10 @@ from typing import Any
 from .._ffi import errors, externs
 from .._ffi.codec import KIND_ANY
 from .._ffi.externs import Extern
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import GlobalType, ValueType
-from .storeobject import StoreObject, ambient_or
+from .store import Store, ambient_or
+from .storeobject import StoreObject
 from .value import check_value, default_value, store_of
 
 
@@ -65,13 +66,15 @@ class Global(StoreObject):
         self._kept = None  # the value before the global is bound
 
     @classmethod
-    def _from_extern(cls, store: Store, extern: Extern, type: GlobalType, concrete: int) -> Global:
+    def _from_extern(
+        cls, store: StoreCore, extern: Extern, type: GlobalType, concrete: int
+    ) -> Global:
         self = cls.__new__(cls)
         self._setup(type, concrete)
         self._attach(store, extern)
         return self
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         prepared = store.references.prepare(self._type.value, self._kept)
         extern = store.allocate(
             lambda handle: externs.new_global(handle, store.references, self._type, prepared)

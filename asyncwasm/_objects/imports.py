@@ -18,7 +18,7 @@ from .._ffi.externs import Extern
 from .._runtime.artifact import Artifact
 from .._runtime.config import Limits
 from .._runtime.host import HostFunction, HostShape
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import (
     FunctionType,
     GlobalType,
@@ -227,15 +227,15 @@ def _is_bound(value: Any) -> bool:
 
 
 def choose_store(
-    artifact: Artifact, values: Sequence[Any], explicit: Store | None, limits: Limits | None
-) -> tuple[Store, bool]:
+    artifact: Artifact, values: Sequence[Any], explicit: StoreCore | None, limits: Limits | None
+) -> tuple[StoreCore, bool]:
     """
     Return the store for an instance with these imports, and whether it is the instance's own.
 
     Objects that are not bound yet are bound to it: all at once, or none if one cannot be.
     """
     if not values and (explicit is None or limits is None):
-        chosen = Store(engine=artifact.engine, limits=limits) if explicit is None else explicit
+        chosen = StoreCore(artifact.engine, limits) if explicit is None else explicit
         _check_shared(artifact, chosen)
         chosen.bind(artifact.engine, artifact)
         return chosen, explicit is None
@@ -254,7 +254,7 @@ def choose_store(
                 raise error
         owned = store is None
         if store is None:
-            store = Store(engine=artifact.engine, limits=limits)
+            store = StoreCore(artifact.engine, limits)
         elif limits is not None and limits != store.limits:
             raise LinkError(
                 "limits belong to a store, and the instance joins one that has others; "
@@ -272,7 +272,7 @@ def choose_store(
     return store, owned
 
 
-def _check_shared(artifact: Artifact, store: Store) -> None:
+def _check_shared(artifact: Artifact, store: StoreCore) -> None:
     most = store.limits.memory_bytes
     if most is not None and artifact.shared_bytes > most:
         raise RangeError(  # the library would let it grow
@@ -282,7 +282,7 @@ def _check_shared(artifact: Artifact, store: Store) -> None:
 
 
 def definitions(
-    artifact: Artifact, values: Sequence[Any], store: Store
+    artifact: Artifact, values: Sequence[Any], store: StoreCore
 ) -> list[Extern | HostFunction]:
     """Return what to define for each import of `with_hosts`; *store* is the one that was chosen."""
     scope = Scope(store)

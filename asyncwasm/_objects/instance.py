@@ -17,7 +17,7 @@ from .._runtime.config import UNLIMITED, Limits
 from .._runtime.host import HostFunction
 from .._runtime.instantiation import Instantiation, instantiate_now
 from .._runtime.running import run
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import FunctionType, GlobalType, MemoryType, TableType, TagType
 from . import guard
 from .function import ExportedFunction, Shape, concrete_kinds
@@ -25,7 +25,8 @@ from .global_ import Global
 from .imports import choose_store, definitions, for_many_stores, read_imports, with_hosts
 from .memory import Memory
 from .module import Module
-from .storeobject import StoreObject, ambient_or
+from .store import Store, ambient_or
+from .storeobject import StoreObject
 from .table import Table
 from .tag import PYTHON_TAG, Tag
 
@@ -42,9 +43,9 @@ class Exports(Mapping[str, Any]):
 
     # What everything is made from, and what cannot be an attribute because methods have its name;
     # not the instance: that would be a cycle.
-    _home: tuple[Store, bytes, Module, dict[str, Any]]
+    _home: tuple[StoreCore, bytes, Module, dict[str, Any]]
 
-    def __init__(self, store: Store, raw: bytes, module: Module) -> None:
+    def __init__(self, store: StoreCore, raw: bytes, module: Module) -> None:
         _set_home(self, (store, raw, module, {}))
 
     @property
@@ -160,14 +161,15 @@ class Preparation:
         self,
         module: Module,
         imports: Any,
-        store: Store | None,
+        store: Store | StoreCore | None,
         limits: Limits | None,
         template: Template | None = None,
     ) -> None:
         artifact = module._artifact
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
-        explicit = ambient_or(store)  # made by whoever asks, if there is a template
+        # Whoever makes one for it knows its core.
+        explicit = store if isinstance(store, StoreCore) else ambient_or(store)
         if template is None:
             values = with_hosts(artifact, read_imports(artifact, module._provided, imports))
         else:
@@ -180,7 +182,7 @@ class Preparation:
         self._hosts = plain_hosts(values)
         if self._hosts is not None and explicit is None and artifact.stands_alone:
             self._blueprint = _blueprint(module, limits or UNLIMITED)
-            self.store, self.owned = Store._lean(artifact.engine, limits, False), True
+            self.store, self.owned = StoreCore(artifact.engine, limits), True
             self.shared = False
             self._definitions: Sequence[externs.Extern | HostFunction] = self._hosts
             return
@@ -207,7 +209,7 @@ class Preparation:
             built = self._blueprint.build(self.store, hosts)
             if built is not None:
                 return built
-            self.store.bind(self.module.engine, self.module._artifact)
+            self.store.bind(self.module._artifact.engine, self.module._artifact)
         if hosts is None or not self.store.direct:
             return self.operation.at_once()
         made = instantiate_now(self.store, self.module._artifact, hosts)
@@ -271,7 +273,7 @@ class Instance:
     _module: Module
     _owned: bool
     _raw: bytes
-    _store: Store
+    _store: StoreCore
 
     def __init__(
         self,
@@ -301,7 +303,7 @@ class Instance:
 
     @classmethod
     def _built(
-        cls, module: Module, store: Store, blueprint: Blueprint, hosts: list[HostFunction]
+        cls, module: Module, store: StoreCore, blueprint: Blueprint, hosts: list[HostFunction]
     ) -> Instance | None:
         """
         Instantiate *module*, which imports *hosts*, in *store*, which is new, as *blueprint* says;
@@ -314,7 +316,7 @@ class Instance:
         self._setup(module, store, True, made)
         return self
 
-    def _setup(self, module: Module, store: Store, owned: bool, raw: bytes) -> None:
+    def _setup(self, module: Module, store: StoreCore, owned: bool, raw: bytes) -> None:
         self._module = module
         self._store = store
         self._owned = owned
@@ -342,7 +344,10 @@ class Instance:
     @property
     def store(self) -> Store:
         """The store that the instance lives in."""
-        return self._store
+        found: Store | None = self.__dict__.get("_face")
+        if found is None:  # kept, so that it is the same one as long as the instance lives
+            found = self.__dict__.setdefault("_face", Store._of(self._store))
+        return found
 
     def close(self) -> None:
         """
@@ -378,7 +383,7 @@ class Instance:
 
 
 # Not a method: exports that refer to their instance would be a cycle.
-def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
+def _export(store: StoreCore, raw: bytes, module: Module, declared: Export) -> Any:
     if declared.kind == "function":
         return _function(store, raw, module, declared)
     with store.entered():
@@ -386,7 +391,9 @@ def _export(store: Store, raw: bytes, module: Module, declared: Export) -> Any:
     return _MAKERS[declared.kind](store, extern, declared, module)
 
 
-def _function(store: Store, instance: bytes, module: Module, declared: Export) -> ExportedFunction:
+def _function(
+    store: StoreCore, instance: bytes, module: Module, declared: Export
+) -> ExportedFunction:
     shape = _shape(module, declared)
     made = ExportedFunction._of_export(store, instance, shape)
     if made is not None:
@@ -419,7 +426,7 @@ def _shape(module: Module, declared: Export) -> Shape:
     return shape
 
 
-def _memory(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+def _memory(store: StoreCore, extern: externs.Extern, declared: Export, module: Module) -> Any:
     assert isinstance(declared.type, MemoryType)
     if extern.kind == externs.SHARED_MEMORY:
         return Memory._from_extern(store, extern, declared.type)
@@ -434,7 +441,7 @@ def _concrete(type: Any, module: Module) -> int:
     return kinds[0] if kinds else KIND_ANY
 
 
-def _table(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+def _table(store: StoreCore, extern: externs.Extern, declared: Export, module: Module) -> Any:
     type = declared.type
     assert isinstance(type, TableType)
     known: Table | None = store.known.get(extern.key)
@@ -443,7 +450,7 @@ def _table(store: Store, extern: externs.Extern, declared: Export, module: Modul
     return Table._from_extern(store, extern, type, _concrete(type.element, module))
 
 
-def _global(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+def _global(store: StoreCore, extern: externs.Extern, declared: Export, module: Module) -> Any:
     type = declared.type
     assert isinstance(type, GlobalType)
     known: Global | None = store.known.get(extern.key)
@@ -452,7 +459,7 @@ def _global(store: Store, extern: externs.Extern, declared: Export, module: Modu
     return Global._from_extern(store, extern, type, _concrete(type.value, module))
 
 
-def _tag(store: Store, extern: externs.Extern, declared: Export, module: Module) -> Any:
+def _tag(store: StoreCore, extern: externs.Extern, declared: Export, module: Module) -> Any:
     assert isinstance(declared.type, TagType)
     known: Tag | None = store.known.get(extern.key)
     if known is not None:
@@ -462,7 +469,7 @@ def _tag(store: Store, extern: externs.Extern, declared: Export, module: Module)
     return Tag._from_extern(store, extern, declared.type)
 
 
-_MAKERS: dict[str, Callable[[Store, externs.Extern, Export, Module], Any]] = {
+_MAKERS: dict[str, Callable[[StoreCore, externs.Extern, Export, Module], Any]] = {
     "memory": _memory,
     "table": _table,
     "global": _global,

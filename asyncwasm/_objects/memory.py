@@ -18,10 +18,11 @@ from .._ffi.externs import Extern, SharedMemory
 from .._runtime.artifact import Variant
 from .._runtime.config import Limits
 from .._runtime.engine import default_engine
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import PAGE_BYTES, AddressName, MemoryType
 from .conversions import address_name, address_value
-from .storeobject import StoreObject, ambient_or, binding
+from .store import Store, ambient_or
+from .storeobject import StoreObject, binding
 
 _MAX_DECLARED = {"i32": 1 << 16, "i64": (1 << 37) - 1}
 _MAX_PAGES = {"i32": 1 << 16, "i64": 1 << 18}  # at run time
@@ -103,7 +104,7 @@ class Memory(StoreObject):
         self._shared: SharedMemory | None = None
 
     @classmethod
-    def _from_extern(cls, store: Store, extern: Extern, type: MemoryType) -> Memory:
+    def _from_extern(cls, store: StoreCore, extern: Extern, type: MemoryType) -> Memory:
         self = cls.__new__(cls)
         self._setup(type)
         if extern.kind == externs.SHARED_MEMORY:
@@ -119,7 +120,7 @@ class Memory(StoreObject):
 
     # binding
 
-    def _bind(self, store: Store) -> Extern:
+    def _bind(self, store: StoreCore) -> Extern:
         if not self._type.shared:
             return super()._bind(store)
         if not store.bound:
@@ -145,7 +146,7 @@ class Memory(StoreObject):
                 f"the store has Limits(memory_bytes={limits.memory_bytes})"
             )
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         with store.entered():
             handle = store.opened()
             extern = externs.new_memory(handle, self._type)

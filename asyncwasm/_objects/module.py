@@ -8,11 +8,12 @@ from typing import Any
 from .._binary import custom_sections
 from .._runtime.artifact import Artifact
 from .._runtime.blueprint import Blueprint
-from .._runtime.engine import Engine, default_engine, engine_for
+from .._runtime.engine import engine_for
 from .._types import ExportDescriptor, ImportDescriptor
 from . import guard
 from .builtins import Builtin
 from .conversions import Source, measured, source_reader
+from .engine import Engine, core_or_default
 from .options import NO_OPTIONS, CompileOptions
 
 
@@ -59,7 +60,7 @@ class Module:
         read, _ = source_reader(source)
         read, size = measured(read)
         options = CompileOptions.read(builtins, imported_string_constants)
-        chosen = engine_or_default(engine)
+        chosen = core_or_default(engine)
         guard.check_module(size, "Module()", "`await asyncwasm.compile(...)`")
         self._setup(chosen.compile_now(read), options)
 
@@ -111,7 +112,7 @@ class Module:
     @property
     def engine(self) -> Engine:
         """The engine that the module was compiled for."""
-        return self._artifact.engine
+        return Engine._of(self._artifact.engine)
 
     def exports(self) -> list[ExportDescriptor]:
         """
@@ -189,12 +190,3 @@ def _unpickle(
     return cls._from_artifact(
         engine_for(config).compile_now(lambda: binary), CompileOptions(*options)
     )
-
-
-def engine_or_default(engine: Engine | None) -> Engine:
-    """Return *engine*, or the default one."""
-    if engine is None:
-        return default_engine()
-    if not isinstance(engine, Engine):
-        raise TypeError(f"expected an Engine, got {type(engine).__name__}")
-    return engine

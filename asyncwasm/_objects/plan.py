@@ -9,7 +9,7 @@ from typing import Any
 from .._runtime.blueprint import Blueprint
 from .._runtime.config import UNLIMITED, Limits
 from .._runtime.host import HostFunction
-from .._runtime.store import Store, ambient
+from .._runtime.store import StoreCore, ambient
 from .._types import MemoryType
 from .instance import Preparation, Template
 from .module import Module
@@ -28,7 +28,7 @@ class Plan:
         if not isinstance(module, Module):
             raise TypeError(f"expected a Module, got {type(module).__name__}")
         self.module = module
-        self.engine = module.engine
+        self.engine = module._artifact.engine
         self.pooled = _may_pool(module)
         self._factory: Callable[[], Any] | None = None
         self._template: Template | None = None
@@ -43,7 +43,7 @@ class Plan:
         if hosts is not None and module._artifact.stands_alone:
             self.blueprint = Blueprint(module._artifact, limits or UNLIMITED)
 
-    def prepare(self, store: Store) -> Preparation:
+    def prepare(self, store: StoreCore) -> Preparation:
         """Return the instantiation of one more instance, in *store*."""
         if self._template is not None:
             preparation = Preparation(self.module, None, store, None, self._template)
@@ -52,9 +52,9 @@ class Plan:
         preparation.owned = True
         return preparation
 
-    def _imports(self, store: Store) -> Any:
+    def _imports(self, store: StoreCore) -> Any:
         assert self._factory is not None
-        store.bind(self.module.engine, self.module._artifact)
+        store.bind(self.engine, self.module._artifact)
         token = ambient.set(store)  # so that the objects it makes live there
         try:
             return self._factory()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import LinkError
 from .._ffi.externs import Extern
 from .._runtime.config import Limits
-from .._runtime.store import Store, ambient
+from .._runtime.store import StoreCore
 
 binding = threading.RLock()
 SAME_STORE = "an object of the same store"
@@ -24,7 +24,7 @@ class StoreObject:
     if not TYPE_CHECKING:
         __slots__ = ()  # the classes below have them, because one has a base in C
 
-    _store: Store | None
+    _store: StoreCore | None
     _extern: Extern | None
 
     def __reduce__(self) -> Any:
@@ -35,11 +35,11 @@ class StoreObject:
     def _check_limits(self, limits: Limits) -> None:
         """Raise RangeError if the object is too large for a store with *limits*."""
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         """Make the native object in *store*, which is bound."""
         raise NotImplementedError
 
-    def _bind(self, store: Store) -> Extern:
+    def _bind(self, store: StoreCore) -> Extern:
         """Return the native object in *store*, made now if there is none yet."""
         extern = self._extern
         if extern is None:
@@ -61,7 +61,7 @@ class StoreObject:
             raise other_store(self)
         return extern
 
-    def _attach(self, store: Store, extern: Extern) -> Any:
+    def _attach(self, store: StoreCore, extern: Extern) -> Any:
         """Become the object for *extern*, which exists."""
         self._store = store
         self._extern = extern
@@ -77,12 +77,3 @@ def other_store(value: object) -> LinkError:
         expected=SAME_STORE,
         actual=repr(value),
     )
-
-
-def ambient_or(store: Store | None) -> Store | None:
-    """Return *store*, or the one whose ``with`` block this is in."""
-    if store is None:
-        return ambient.get()
-    if not isinstance(store, Store):
-        raise TypeError(f"expected a Store, got {type(store).__name__}")
-    return store

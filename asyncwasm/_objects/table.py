@@ -12,10 +12,11 @@ from .._ffi.codec import KIND_ANY
 from .._ffi.externs import Extern
 from .._ffi.handles import StoreHandle
 from .._runtime.config import Limits
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import AddressName, TableType, ValueType
 from .conversions import TableAddressError, address_name, address_value
-from .storeobject import StoreObject, ambient_or
+from .store import Store, ambient_or
+from .storeobject import StoreObject
 from .value import check_value, default_value, store_of
 
 MAX_ENTRIES = 10_000_000
@@ -88,7 +89,9 @@ class Table(StoreObject):
         self._entries = []  # before the table is bound
 
     @classmethod
-    def _from_extern(cls, store: Store, extern: Extern, type: TableType, concrete: int) -> Table:
+    def _from_extern(
+        cls, store: StoreCore, extern: Extern, type: TableType, concrete: int
+    ) -> Table:
         self = cls.__new__(cls)
         self._setup(type, concrete)
         self._attach(store, extern)
@@ -101,7 +104,7 @@ class Table(StoreObject):
                 f"the store has Limits(table_elements={limits.table_elements})"
             )
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         references = store.references
         entries = self._entries
         prepared = [references.prepare(self._type.element, entry) for entry in entries]

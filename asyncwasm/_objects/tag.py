@@ -8,9 +8,10 @@ from typing import Any
 from .._ffi import externs
 from .._ffi.externs import Extern
 from .._runtime.exceptions import python_tag
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import TagType
-from .storeobject import StoreObject, ambient_or
+from .store import Store, ambient_or
+from .storeobject import StoreObject
 
 
 class Tag(StoreObject):
@@ -36,13 +37,13 @@ class Tag(StoreObject):
             self._bind(chosen)
 
     @classmethod
-    def _from_extern(cls, store: Store, extern: Extern, type: TagType) -> Tag:
+    def _from_extern(cls, store: StoreCore, extern: Extern, type: TagType) -> Tag:
         self = cls.__new__(cls)
         self._type = type
         self._attach(store, extern)
         return self
 
-    def _make(self, store: Store) -> Extern:
+    def _make(self, store: StoreCore) -> Extern:
         with store.entered():
             handle = store.opened()
             return externs.new_tag(handle, self._type)
@@ -70,7 +71,7 @@ class _PythonTag(Tag):
 
     __slots__ = ()
 
-    def _bind(self, store: Store) -> Extern:
+    def _bind(self, store: StoreCore) -> Extern:
         if not store.bound:
             store.bind(store.engine)
         with store.entered():

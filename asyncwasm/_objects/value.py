@@ -6,7 +6,7 @@ from typing import Any
 
 from .._ffi.codec import NUMBERS
 from .._ffi.references import GCObject
-from .._runtime.store import Store
+from .._runtime.store import StoreCore
 from .._types import ValueType
 from .function import ExportedFunction
 
@@ -63,7 +63,7 @@ def check_value(type: ValueType, value: Any) -> Any:
     return value
 
 
-def store_of(value: Any) -> Store | None:
+def store_of(value: Any) -> StoreCore | None:
     """Return the store that *value* lives in, if it is bound to one."""
     if isinstance(value, ExportedFunction):
         return value._store

@@ -14,7 +14,7 @@ from .._types import PAGE_BYTES, MemoryType
 from .._writer import rename_imports
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import EngineCore
     from .host import HostShape
 
 
@@ -43,7 +43,7 @@ class Artifact:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineCore,
         source: Binary,
         digest: str,
         *,

@@ -11,7 +11,7 @@ from .artifact import Artifact, Variant
 from .config import Limits, native_limits
 from .host import HostFunction
 from .instantiation import Instantiation, created
-from .store import Store
+from .store import StoreCore
 
 
 class _Parts(NamedTuple):
@@ -54,7 +54,7 @@ class Blueprint:
         self._parts: _Parts | None = None
         self._careful = artifact.holds_references or artifact.lingers
 
-    def build(self, store: Store, hosts: list[HostFunction]) -> bytes | None:
+    def build(self, store: StoreCore, hosts: list[HostFunction]) -> bytes | None:
         """
         Make the native store of *store*, which is new and of the same limits, with an instance.
 

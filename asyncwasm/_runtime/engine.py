@@ -1,5 +1,5 @@
 """
-Engine: one configuration, its native engines, its threads and its clock.
+EngineCore: one configuration, its native engines, its threads and its clock.
 
 Rule 1: nothing native is made before it is needed. An engine that exists when faulthandler
 is enabled later would let the first trap kill the process.
@@ -52,21 +52,13 @@ _MAX_SLEEPERS = 1000
 _FEW_BYTES = 64 << 10
 
 
-class Engine:
-    """
-    Compile and run modules with one configuration.
+class EngineCore:
+    """What the public `Engine` stands for: it compiles and runs modules with one configuration."""
 
-    There is a default engine for the process; make another to compile differently or to
-    keep tenants apart. An engine may be used from any thread and any event loop.
+    face: weakref.ref[Any] | None = None  # to what users see of it
 
-    Args:
-        config: How to compile; the default configuration if omitted.
-    """
-
-    def __init__(self, config: EngineConfig | None = None) -> None:
-        if config is not None and not isinstance(config, EngineConfig):
-            raise TypeError(f"expected an EngineConfig, got {type(config).__name__}")
-        self._config = config or EngineConfig()
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
         self._start()
         _engines.add(self)
 
@@ -115,36 +107,17 @@ class Engine:
         return self._closed
 
     def close(self) -> None:
-        """
-        End the engine's threads; nothing new can be compiled or instantiated with it.
-
-        Stores that exist go on to work, except that long awaited calls hold the event loop.
-        """
+        """End the threads, but the clock's."""
         self._closed = True
         self.compilers.close()
         self.optimizer.close()
         self.runners.close()
         self.sleepers.close()
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if "ticker" in self.__dict__ and not sys.is_finalizing():
-            self.compilers.close()
-            self.optimizer.close()
-            self.runners.close()
-            self.sleepers.close()
+            self.close()
             self.ticker.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an Engine cannot be pickled or copied; pickle its config")
-
-    def __repr__(self) -> str:
-        return f"<asyncwasm.Engine tier={self._config.tier!r}{' closed' * self._closed}>"
 
     def _check_open(self) -> None:
         if self._closed:
@@ -565,22 +538,22 @@ def _sizes(bounds: Pooling) -> pooling.Sizes:
     )
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_by_config: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
-_default: Engine | None = None
+_engines: weakref.WeakSet[EngineCore] = weakref.WeakSet()
+_by_config: weakref.WeakValueDictionary[EngineConfig, EngineCore] = weakref.WeakValueDictionary()
+_default: EngineCore | None = None
 _default_lock = threading.Lock()
 
 
-def default_engine() -> Engine:
+def default_engine() -> EngineCore:
     """Return the engine of this process."""
     global _default
     with _default_lock:
         if _default is None:
-            _default = Engine(EngineConfig(cache="default"))
+            _default = EngineCore(EngineConfig(cache="default"))
         return _default
 
 
-def engine_for(config: EngineConfig) -> Engine:
+def engine_for(config: EngineConfig) -> EngineCore:
     """Return the default engine, if *config* is its own, or one for all who come with *config*."""
     engine = default_engine()
     if engine.config == config:
@@ -588,7 +561,7 @@ def engine_for(config: EngineConfig) -> Engine:
     with _default_lock:
         found = _by_config.get(config)
         if found is None or found.closed:
-            found = _by_config[config] = Engine(config)
+            found = _by_config[config] = EngineCore(config)
         return found
 
 

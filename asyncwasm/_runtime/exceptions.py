@@ -21,26 +21,26 @@ from .._ffi.scope import new_scope_function, root_scope
 from .._types import TagType
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .store import StoreCore
 
 _PYTHON_TAG_TYPE = TagType(["externref"])
 
 
-def python_tag(store: Store) -> Extern:
+def python_tag(store: StoreCore) -> Extern:
     """Return the store's own tag for Python exceptions. The caller is inside."""
     if store.python_tag is None:
         store.python_tag = externs.new_tag(store.handle, _PYTHON_TAG_TYPE)
     return store.python_tag
 
 
-def meet(store: Store, exc: Exception) -> None:
+def meet(store: StoreCore, exc: Exception) -> None:
     """Let *exc*, which is about to be thrown in the store, bind what it holds. Not from inside."""
     meet = getattr(exc, "_meet", None)
     if meet is not None:
         meet(store)
 
 
-def throw(store: Store, exc: Exception) -> int:
+def throw(store: StoreCore, exc: Exception) -> int:
     """
     Make *exc*, which has met the store, pending there, and return the trap. The caller is inside.
 
@@ -52,7 +52,7 @@ def throw(store: Store, exc: Exception) -> int:
         raise exc from None
 
 
-def throw_on_stack(store: Store, exc: Exception) -> int:
+def throw_on_stack(store: StoreCore, exc: Exception) -> int:
     """Do all of that for a guest that waits on this thread's own stack. Not from inside."""
     meet(store, exc)
     with store.entered():
@@ -60,7 +60,7 @@ def throw_on_stack(store: Store, exc: Exception) -> int:
         return throw(store, exc)
 
 
-def _throw(store: Store, exc: Exception) -> int:
+def _throw(store: StoreCore, exc: Exception) -> int:
     thrower = getattr(exc, "_throw_in", None)
     if thrower is not None:
         tagged: int | None = thrower(store)
@@ -73,7 +73,7 @@ def _throw(store: Store, exc: Exception) -> int:
 
 
 def failure(
-    store: Store,
+    store: StoreCore,
     error: int,
     trap: int,
     what: str,
@@ -104,7 +104,7 @@ def failure(
     return _noticed(Trap(text.message, None, text.frames), what)
 
 
-def failure_on_stack(store: Store, error: int, trap: int, what: str) -> BaseException:
+def failure_on_stack(store: StoreCore, error: int, trap: int, what: str) -> BaseException:
     """Return the exception for what a call on a thread's own stack has failed with."""
     exc = failure(store, error, trap, what)
     if store.raised:
@@ -121,7 +121,7 @@ def overdue(what: str) -> BaseException:
     return _noticed(Interrupted("deadline"), what)
 
 
-def forget(store: Store, trap: int, error: int) -> None:
+def forget(store: StoreCore, trap: int, error: int) -> None:
     """Let go of what a fiber has ended with, if nobody has asked for it. The caller is inside."""
     if trap:
         errors.take_trap(trap)
@@ -131,7 +131,7 @@ def forget(store: Store, trap: int, error: int) -> None:
         _take_pending(store)
 
 
-def let_go(store: Store) -> None:
+def let_go(store: StoreCore) -> None:
     """Let go of exceptions that have come out of guests. The caller is inside."""
     if store.raised and not store.handle.futures:
         # Else its traceback would keep frames and locals until the collector runs.
@@ -139,7 +139,7 @@ def let_go(store: Store) -> None:
         store.references.collect()
 
 
-def _take_pending(store: Store) -> BaseException | None:
+def _take_pending(store: StoreCore) -> BaseException | None:
     handle = store.handle
     if not externs.has_exception(handle):
         return None
@@ -149,7 +149,7 @@ def _take_pending(store: Store) -> BaseException | None:
         return _thrown(store, *externs.take_exception(handle, store.references))
 
 
-def _thrown(store: Store, tag: Extern, fields: list[Any], root: Root) -> BaseException:
+def _thrown(store: StoreCore, tag: Extern, fields: list[Any], root: Root) -> BaseException:
     if (
         store.python_tag is not None
         and tag.key == store.python_tag.key

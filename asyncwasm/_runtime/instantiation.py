@@ -16,7 +16,7 @@ from .artifact import Artifact
 from .exceptions import failure
 from .host import HostFunction
 from .operation import Operation
-from .store import Store
+from .store import StoreCore
 
 # What the library says when a guest wants more than a store may hold, and the limit.
 _LIMITS = {
@@ -29,7 +29,7 @@ _LIMITS = {
 
 
 def instantiate_now(
-    store: Store, artifact: Artifact, hosts: Sequence[HostFunction] = ()
+    store: StoreCore, artifact: Artifact, hosts: Sequence[HostFunction] = ()
 ) -> bytes | tuple[int, int]:
     """
     Instantiate what has no start function, and imports only *hosts*, which are plain, in a new store.
@@ -58,7 +58,7 @@ def instantiate_now(
 
 
 def _linked(
-    store: Store, artifact: Artifact, hosts: Sequence[HostFunction]
+    store: StoreCore, artifact: Artifact, hosts: Sequence[HostFunction]
 ) -> tuple[Handle, Handle]:
     """
     Return the code, and the same linked with its imports: *hosts*, which are given to the store.
@@ -78,7 +78,7 @@ def _linked(
 
 def _define(
     linker: Linker,
-    store: Store,
+    store: StoreCore,
     artifact: Artifact,
     index: int,
     definition: Extern | HostFunction,
@@ -124,7 +124,7 @@ class Instantiation(Operation):
 
     def __init__(
         self,
-        store: Store,
+        store: StoreCore,
         artifact: Artifact,
         definitions: Sequence[Extern | HostFunction],
     ) -> None:

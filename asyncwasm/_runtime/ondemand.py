@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .store import StoreCore
 
 T = TypeVar("T")
 
@@ -18,13 +18,13 @@ class OnDemand(Generic[T]):
     Most stores live for one call or two, and need few of them.
     """
 
-    def __init__(self, make: Callable[[Store], T]) -> None:
+    def __init__(self, make: Callable[[StoreCore], T]) -> None:
         self._make = make
 
-    def __set_name__(self, owner: type[Store], name: str) -> None:
+    def __set_name__(self, owner: type[StoreCore], name: str) -> None:
         self._name = name
 
-    def __get__(self, store: Store | None, owner: type[Store]) -> T:
+    def __get__(self, store: StoreCore | None, owner: type[StoreCore]) -> T:
         if store is None:  # somebody looks at the class
             raise AttributeError(self._name)
         # In one step: several threads may ask at once, and all of them get the same.

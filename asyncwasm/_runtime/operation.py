@@ -41,7 +41,7 @@ from .hostcall import innermost
 
 if TYPE_CHECKING:
     from .host import HostFunction
-    from .store import Store
+    from .store import StoreCore
 
 
 class Waiter(Protocol):
@@ -174,7 +174,7 @@ class Operation:
         "store",
     )
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreCore) -> None:
         self.store = store
         self.outer = innermost()  # who has started it
         self._children: Lane | None = None
@@ -528,7 +528,7 @@ class Call(Operation):
 
     def __init__(
         self,
-        store: Store,
+        store: StoreCore,
         raw: tuple[int, int],
         name: str,
         parameters: Row,
@@ -600,7 +600,7 @@ class Standing(Operation):
 
     stands = True
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: StoreCore, name: str) -> None:
         super().__init__(store)
         self._name = name
         self.begun = True

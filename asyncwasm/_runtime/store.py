@@ -10,12 +10,11 @@ Rule 3: identity is cached here: one Python object for one wasm object, as long 
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from time import perf_counter, sleep
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ from .._types import FunctionType
 from . import exceptions
 from .artifact import Artifact, Variant
 from .config import UNLIMITED, Limits, native_limits
-from .engine import Engine, default_engine
+from .engine import EngineCore, default_engine
 from .host import HostFunction
 from .hostcall import HostCall, innermost
 from .known import Known
@@ -49,77 +48,54 @@ PAUSE_SECONDS = 0.0001
 
 _NONE: list[Any] = []  # stays empty
 
-ambient: ContextVar[Store | None] = ContextVar("asyncwasm_store", default=None)
+ambient: ContextVar[StoreCore | None] = ContextVar("asyncwasm_store", default=None)
 
 
-class Store:
+class StoreCore:
     """
-    Hold what a group of instances shares, and free it when closed.
-
-    Every `instantiate` makes a store of its own unless it is told otherwise or its imports
-    already live in one. Use a store when objects are to be shared; inside of
-    ``with asyncwasm.Store() as store:`` whatever is made goes there.
+    What the public `Store` stands for.
 
     Args:
         engine: Engine that its modules are compiled for; theirs if omitted.
-        limits: What its guests may take; unlimited if omitted.
-        interleave: Whether suspended calls may interleave, as they do in JS. Only for guests
-            that keep no stack of their own in linear memory: what C and Rust compile to does.
-            Guests that can hold references to objects take turns all the same.
-        sync_deadline_seconds: How long a synchronous call of an export, or a start function
-            under `Instance()`, may run before it is stopped with `Interrupted`; for ever if
-            omitted. What its imports take counts, though only the guest is stopped. Awaited
-            calls have none: they end with their cancel scope (`anyio.fail_after`).
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If *sync_deadline_seconds* is not positive and finite.
+        limits: What its guests may take.
+        interleave: Whether suspended calls may interleave.
+        sync_deadline_seconds: How long a synchronous call may run, None for ever.
+        pooled: Whether its memory comes from the engine's pool, if there is one.
     """
 
     def __init__(
         self,
+        engine: EngineCore | None,
+        limits: Limits | None,
         *,
-        engine: Engine | None = None,
-        limits: Limits | None = None,
         interleave: bool = False,
         sync_deadline_seconds: float | None = None,
+        pooled: bool = False,
     ) -> None:
-        if engine is not None and not isinstance(engine, Engine):
-            raise TypeError(f"expected an Engine, got {type(engine).__name__}")
-        if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"expected Limits, got {type(limits).__name__}")
+        # What is the same for most is an attribute of the class.
+        self._engine = engine
+        if limits is not None:
+            self._limits = limits
+            self._fuel = limits.fuel
+        if interleave:
+            self.interleave = True
         if sync_deadline_seconds is not None:
-            _check_seconds(sync_deadline_seconds)
+            self.sync_deadline_seconds = sync_deadline_seconds
             if speedups is not None:
                 speedups.note_deadlines()
-        self._sync_deadline_seconds = sync_deadline_seconds
-        self._interleave = bool(interleave)
-        self._engine = engine
-        if limits is not None:
-            self._limit(limits)
-
-    @classmethod
-    def _lean(cls, engine: Engine, limits: Limits | None, pooled: bool) -> Store:
-        """Return what the constructor does, for arguments that have been checked."""
-        self = cls.__new__(cls)
-        self._engine = engine
-        if limits is not None:
-            self._limit(limits)
-        self.pooled = pooled
-        return self
-
-    def _limit(self, limits: Limits) -> None:
-        self._limits = limits
-        self._fuel = limits.fuel
+        if pooled:
+            self.pooled = True
 
     # to begin with
     _limits = UNLIMITED
     _fuel: int | None = None
-    _sync_deadline_seconds: float | None = None
-    _interleave = False
+    sync_deadline_seconds: float | None = None
+    interleave = False
     _closed = False
     _native: StoreHandle | None = None
     _variant: Variant | None = None
-    pooled = False  # whether its memory comes from the engine's pool, if there is one
+    pooled = False
+    face: weakref.ref[Any] | None = None  # to what users see of it
     python_tag: Extern | None = None  # its own tag for Python exceptions, see `exceptions`
     _stride = NEAR
     scope: tuple[int, int] | None = None  # a function, see `root_scope`
@@ -132,8 +108,6 @@ class Store:
 
     # when they are first wanted; most stores live for one call or two, and need few of them
     _bind_lock: OnDemand[Any] = OnDemand(lambda _: threading.RLock())
-    # one for each `with` around
-    _tokens: OnDemand[list[Token[Store | None]]] = OnDemand(lambda _: [])
     _operations: OnDemand[weakref.WeakKeyDictionary[Operation, None]] = OnDemand(
         lambda _: weakref.WeakKeyDictionary()
     )
@@ -171,38 +145,13 @@ class Store:
             handle.detour = True
             handle.close()
 
-    def __enter__(self) -> Store:
-        self._check_open()
-        self._tokens.append(ambient.set(self))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._tokens:
-            try:
-                ambient.reset(self._tokens.pop())
-            except ValueError:
-                pass  # entered in another context, as fixtures are: nothing to restore here
-        self.close()
-
-    async def __aenter__(self) -> Store:
-        return self.__enter__()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.__exit__()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Store cannot be pickled or copied")
-
-    def __repr__(self) -> str:
-        return f"<asyncwasm.Store at 0x{id(self):x}{' closed' * self._closed}>"
-
     @property
     def closed(self) -> bool:
         """Whether the store has been closed."""
         return self._closed
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineCore:
         """The engine that the store's modules are compiled for."""
         if self._engine is None:
             self._engine = default_engine()
@@ -212,16 +161,6 @@ class Store:
     def limits(self) -> Limits:
         """What guests may take."""
         return self._limits
-
-    @property
-    def interleave(self) -> bool:
-        """Whether suspended calls may interleave."""
-        return self._interleave
-
-    @property
-    def sync_deadline_seconds(self) -> float | None:
-        """How long a synchronous call may run, None for ever."""
-        return self._sync_deadline_seconds
 
     @property
     def fuel(self) -> int | None:
@@ -236,13 +175,7 @@ class Store:
 
     @fuel.setter
     def fuel(self, amount: int) -> None:
-        if self._limits.fuel is None:
-            raise ValueError("the store counts no fuel; make it with Limits(fuel=...)")
-        if not isinstance(amount, int) or isinstance(amount, bool):
-            raise TypeError(f"expected an int of fuel, got {type(amount).__name__}")
-        if not 0 <= amount < 1 << 63:
-            raise ValueError(f"expected fuel from 0 to 2**63 - 1, got {amount}")
-        self._check_open()
+        self.check_open()
         with self._bind_lock:
             self._fuel = amount
             if self._native is None:
@@ -253,13 +186,13 @@ class Store:
 
     # entering
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError("the store has been closed")
 
-    def bind(self, engine: Engine, artifact: Artifact | None = None) -> StoreHandle:
+    def bind(self, engine: EngineCore, artifact: Artifact | None = None) -> StoreHandle:
         """Make the native store for *artifact*, or for modules of *engine*, if there is none."""
-        self._check_open()
+        self.check_open()
         if self._native is None:
             with self._bind_lock:
                 if self._engine is None:
@@ -273,7 +206,7 @@ class Store:
             )
         return self.handle
 
-    def _open(self, engine: Engine, artifact: Artifact | None) -> None:
+    def _open(self, engine: EngineCore, artifact: Artifact | None) -> None:
         """Make the native store. The caller holds the lock for that."""
         limits = self._limits
         fuel = limits.fuel is not None
@@ -285,7 +218,7 @@ class Store:
             native_limits(limits),
             engine.direct_stack_bytes,
         )
-        if self._sync_deadline_seconds is not None or not self.direct:
+        if self.sync_deadline_seconds is not None or not self.direct:
             handle.detour = True
         self.adopt(handle, variant)
 
@@ -299,7 +232,7 @@ class Store:
         self._native = handle
         if self._closed:  # meanwhile, on another thread
             handle.close()
-            self._check_open()
+            self.check_open()
 
     @property
     def variant(self) -> Variant:
@@ -481,7 +414,7 @@ class Store:
 
     def lane(self, outer: HostCall | None) -> Lane | None:
         """Return the room that a call made on behalf of *outer* needs; None: it needs none."""
-        if self._interleave and not (self._native is not None and self._native.guarded):
+        if self.interleave and not (self._native is not None and self._native.guarded):
             return None
         while outer is not None:
             if outer.active and outer.store is self:
@@ -550,7 +483,7 @@ class Store:
         self._operations.pop(operation, None)
         handle = self._native
         if handle is not None and not self._operations and not self._closed:
-            handle.detour = not self.direct or self._sync_deadline_seconds is not None
+            handle.detour = not self.direct or self.sync_deadline_seconds is not None
             if handle.dropped:
                 self.sweep()
             handle.quick = (
@@ -592,7 +525,7 @@ class Store:
         """
         assert self._native is not None
         self._native.roomless = True
-        seconds = self._sync_deadline_seconds
+        seconds = self.sync_deadline_seconds
         if seconds is not None:
             ticker = self.engine.ticker
             ticker.hold(self)
@@ -607,7 +540,7 @@ class Store:
         """Note that the guest has ended, and undo what a deadline took. The caller is inside."""
         assert self._native is not None
         self._native.roomless = False
-        if self._sync_deadline_seconds is not None:
+        if self.sync_deadline_seconds is not None:
             self.engine.ticker.release(self)
             self._native.set_deadline(FAR)
 
@@ -625,7 +558,7 @@ class Store:
                 self._foreign
                 or speedups is None
                 or self.handle.guarded
-                or self._sync_deadline_seconds is not None
+                or self.sync_deadline_seconds is not None
             )
         )
 
@@ -713,8 +646,8 @@ class Store:
     # functions and exceptions; the classes live above, and say here how they are made
 
     function_class: type[Any]
-    function_maker: staticmethod[[Store, tuple[int, int], FunctionType], Any]
-    exception_maker: staticmethod[[Store, Extern, list[Any], Root], BaseException]
+    function_maker: staticmethod[[StoreCore, tuple[int, int], FunctionType], Any]
+    exception_maker: staticmethod[[StoreCore, Extern, list[Any], Root], BaseException]
 
     def is_function(self, value: object) -> bool:
         return isinstance(value, self.function_class)
@@ -750,15 +683,3 @@ def _alive(reference: weakref.ref[Any] | None) -> bool:
 def _begun(handle: StoreHandle) -> bool:
     """Return whether there is a call in the store of which nobody knows yet."""
     return bool(handle.standing) or _alive(handle.handed)
-
-
-def _check_seconds(seconds: float) -> None:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(
-            f"expected a number for sync_deadline_seconds, got {type(seconds).__name__}"
-        )
-    if not 0 < seconds < math.inf:
-        raise ValueError(
-            f"expected positive and finite sync_deadline_seconds, got {seconds}; "
-            "leave it out for no deadline"
-        )

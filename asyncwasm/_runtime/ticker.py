@@ -14,7 +14,6 @@ from time import perf_counter
 
 from .._ffi.clock import TICK_SECONDS, Clock
 from .._ffi.handles import Handle
-from .._ffi.library import lib
 
 _MANUAL_SECONDS = 1 / 128  # of a tick made by hand: exact, and longer than any slice
 
@@ -25,7 +24,6 @@ class Ticker:
     def __init__(self) -> None:
         # A collection while it is held may finalize the very engine that it ticks for.
         self._lock = threading.RLock()
-        self._engines: list[Handle] = []
         self.clock = Clock()
         self._holders: set[object] = set()
         self._armed = 0  # ticks made by hand that no guest has seen yet
@@ -36,7 +34,6 @@ class Ticker:
     def add(self, engine: Handle) -> None:
         """Advance *engine* too."""
         with self._lock:
-            self._engines.append(engine)
             self.clock.add(engine)
 
     def need(self) -> None:
@@ -81,8 +78,6 @@ class Ticker:
 
     def close(self) -> None:
         """End the clock's thread, and touch no engine again."""
-        with self._lock:
-            self._engines.clear()
         self.clock.stop()
 
     @property
@@ -112,7 +107,7 @@ class Ticker:
         """Tick once by hand: for the guest that runs, or for the next that does."""
         with self._lock:
             self._armed += 1
-            self._increment()  # a guest that runs now comes back, and says `need`
+            self.clock.advance()  # a guest that runs now comes back, and says `need`
 
     def _pass_one(self) -> None:
         """Let the guest that is about to be polled see one tick, if there is one."""
@@ -125,12 +120,8 @@ class Ticker:
                 # Seen at once, unless the guest has yielded: its deadline is set anew when it
                 # goes on. If the tick was given before it yielded, it does so with stride 0;
                 # if not, the thread ticks until it yields again.
-                self._increment()
+                self.clock.advance()
             self.stride = 0 if self._armed else 1
 
     def _manual_now(self) -> float:
         return self._elapsed
-
-    def _increment(self) -> None:
-        for engine in self._engines:
-            lib.wasmtime_engine_increment_epoch(engine.pointer)

@@ -12,8 +12,8 @@ import click
 from .._api import compile as compile_module
 from .._api import instantiate
 from .._api import validate as is_valid
+from .._objects.engine import Engine
 from .._runtime.config import EngineConfig, Tier
-from .._runtime.engine import Engine
 from ._common import (
     columns,
     counted,

@@ -287,7 +287,7 @@ def test_awaited_call_is_told_at_once_that_a_thread_is_in_the_store() -> None:
     results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(until()))
     thread.start()
-    while not made.store.handle.lock.locked():
+    while not made._store.handle.lock.locked():
         assert thread.is_alive()
 
     with pytest.raises(anyio.BusyResourceError):
@@ -333,8 +333,8 @@ def test_loops_on_several_threads_take_turns_in_one_store() -> None:
 
     assert overlaps == []
     assert len(seen) == 1800
-    assert not made.store.handle.futures
-    assert made.store.root.current is None
+    assert not made._store.handle.futures
+    assert made._store.root.current is None
 
 
 def test_store_can_be_closed_while_other_threads_call_into_it() -> None:
@@ -389,7 +389,7 @@ def _unless_busy(function: Callable[[], Any]) -> None:
 
 def test_clock_ticks_whenever_somebody_needs_it() -> None:
     """Starting, parking and ending meet each other."""
-    engine = aw.Engine().native(Variant())
+    engine = aw.Engine()._core.native(Variant())
     ticker = Ticker()
     ticker.add(engine)
     stop = threading.Event()
