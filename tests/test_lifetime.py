@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -47,15 +47,6 @@ PLAIN_THROWER = """(module (tag $e) (func (export "throw") (throw $e))
 
 class Thing:
     """A host value whose life can be watched."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _frozen() -> Iterator[None]:
-    """Spare the collector what is there before: it is called often here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def flat(work: Callable[[], object]) -> bool:
