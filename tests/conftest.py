@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -24,6 +25,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--core-suite", default=None, help="test/core of WebAssembly/spec")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Let the processes that tests start keep bytecode for each other, where Python keeps none.
+
+    There are hundreds, and to compile the package takes most of them longer than what they do.
+    """
+    if sys.pycache_prefix is None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        directory = tempfile.TemporaryDirectory(prefix="asyncwasm-tests-")
+        config.add_cleanup(directory.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = directory.name
 
 
 @pytest.hookimpl(wrapper=True)
