@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache, cached_property
 from pathlib import Path, PurePath
 
 import pytest
@@ -48,24 +49,27 @@ class Source:
         self.unit = path.with_suffix("").parts[0]
         self.tree = ast.parse(text)
 
-    def nodes(self) -> Iterator[ast.AST]:
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
         """
-        Yield every node that counts.
+        Every node that counts.
 
         The package's `__init__` may name faces for type checkers, and load them on demand.
         """
+        found = []
         waiting: list[ast.AST] = [self.tree]
         while waiting:
             node = waiting.pop()
             if self.unit == "__init__" and _is_lazy(node):
                 continue
-            yield node
+            found.append(node)
             waiting.extend(ast.iter_child_nodes(node))
+        return found
 
     def imports(self) -> Iterator[tuple[str, bool]]:
         """Yield (own unit or outside name, whether it is ours) for each import."""
         depth = len(self.path.parts) - 1
-        for node in self.nodes():
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((alias.name.split(".")[0], False) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -85,7 +89,7 @@ class Source:
 
     def borrowed(self) -> Iterator[str]:
         """Yield the outside names that are reached through another module, or by text."""
-        for node in self.nodes():
+        for node in self.nodes:
             if isinstance(node, ast.Attribute) and node.attr in OWNERS:
                 yield node.attr
             elif isinstance(node, ast.ImportFrom):
@@ -128,9 +132,9 @@ def awaits(source: Source) -> list[int]:
     """Return the lines of *source* that wait, and may not."""
     if RANK[source.unit] >= RANK["_driver"]:
         return []
-    return sorted(node.lineno for node in source.nodes() if isinstance(node, _WAITING)) + [
+    return sorted(node.lineno for node in source.nodes if isinstance(node, _WAITING)) + [
         node.iter.lineno
-        for node in source.nodes()
+        for node in source.nodes
         if isinstance(node, ast.comprehension) and node.is_async
     ]
 
@@ -138,6 +142,7 @@ def awaits(source: Source) -> list[int]:
 _WAITING = (ast.Await, ast.AsyncFor, ast.AsyncWith)
 
 
+@cache
 def _read(path: Path) -> Source:
     return Source(path.relative_to(PACKAGE), path.read_text(encoding="utf-8"))
 

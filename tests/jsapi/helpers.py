@@ -9,6 +9,8 @@ import pytest
 
 import asyncwasm as aw
 
+from ..support import instance, wasm
+
 EMPTY = b"\0asm\x01\0\0\0"
 
 # Wrong in every place that wants a page count, a length or an index.
@@ -36,12 +38,12 @@ def readable(value: object) -> str:
 
 def compiled(text: str, **options: Any) -> aw.Module:
     """Compile a module in the text format, synchronously."""
-    return aw.Module(aw.wat2wasm(text), **options)
+    return aw.Module(wasm(text), **options)
 
 
 def instance_of(text: str, imports: Any = None, **options: Any) -> aw.Instance:
     """Instantiate a module in the text format, synchronously."""
-    return aw.Instance(compiled(text), imports, **options)
+    return instance(text, imports, **options)
 
 
 def exports_of(text: str, imports: Any = None, **options: Any) -> Any:
