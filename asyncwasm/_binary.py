@@ -9,11 +9,10 @@ by their size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from ._hashes import blake2b
 from ._reader import (
     CODE,
     CUSTOM,
@@ -21,6 +20,7 @@ from ._reader import (
     DEFINITIONS,
     EXPORT,
     FUNCTION,
+    HEADER,
     IMPORT,
     MEMORY,
     REC,
@@ -34,6 +34,8 @@ from ._reader import (
     sections_of,
 )
 from ._types import ExternType, GlobalType, Kind, MemoryType, TableType, TagType
+
+_GAP_BYTES = 4096  # up to which reading what is between two spans is cheaper than leaving it out
 
 
 class Import(NamedTuple):
@@ -75,24 +77,29 @@ class ModuleInfo(NamedTuple):
     name: str | None
 
 
-def _declaring(binary: Binary) -> Iterator[Section]:
-    """Yield the sections that `decode` reads: all but code, data and custom ones."""
-    return (each for each in sections_of(binary) if each.id not in (CUSTOM, CODE, DATA))
+def spans_of(binary: Binary) -> list[tuple[int, int]]:
+    """
+    Return from where to where *binary* has what `decode` reads, and the headers of all sections.
 
+    Binaries of one size that agree there have the same sections, and declare the same.
 
-def outline(binary: Binary) -> str:
-    """Return a digest of what `decode` reads."""
-    digest = blake2b(digest_size=32)
-    for section in _declaring(binary):
-        digest.update(section.id.to_bytes(1, "little"))
-        digest.update((section.end - section.start).to_bytes(8, "little"))
-        digest.update(binary[section.start : section.end])
-    return digest.hexdigest()
+    Raises:
+        ValueError: If *binary* is not divided into sections.
+    """
+    spans = [(0, len(HEADER))]
+    for section in sections_of(binary):
+        end = section.start if section.id in (CUSTOM, CODE, DATA) else section.end
+        start, last = spans[-1]
+        if section.header - last <= _GAP_BYTES:
+            spans[-1] = (start, end)
+        else:
+            spans.append((section.header, end))
+    return spans
 
 
 def declared_bytes(binary: Binary) -> int:
-    """Return how many bytes `decode` reads, at most."""
-    return sum(each.end - each.start for each in _declaring(binary))
+    """Return how many bytes `decode` reads, about."""
+    return sum(end - start for start, end in spans_of(binary))
 
 
 def _module_name(payload: bytes) -> str | None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +65,7 @@ def info(directory: str | os.PathLike[str] = "default") -> CacheInfo:
     if cache is None:
         return CacheInfo(directory=None)
     try:
-        with _opened(cache) as place:
-            entries, size_bytes = _measure(place)
+        entries, size_bytes = _measure(_opened(cache))
     except OSError as exc:
         return CacheInfo(
             directory=Path(cache.directory), problem=_reason(exc), limit_bytes=cache.limit_bytes
@@ -99,14 +96,13 @@ def prune(
     cache = _cache(directory, limit_bytes)
     if cache is None:
         return Removed()
-    with _opened(cache) as place:
-        before = _measure(place)
-        for file, _ in _own_files(place):
-            if file.endswith((".entry", ".refusal")) and not _is_current(place, file):
-                place.remove(file.partition(".")[0])
+    place = _opened(cache)
+    before = _measure(place)
+    for file, _ in _own_files(place):
+        if file.endswith((".entry", ".refusal")) and not _is_current(place, file):
+            place.remove(file.partition(".")[0])
     cache.evict()
-    with _opened(cache) as place:
-        return _difference(before, _measure(place))
+    return _difference(before, _measure(place))
 
 
 def clear(directory: str | os.PathLike[str] = "default") -> Removed:
@@ -121,11 +117,11 @@ def clear(directory: str | os.PathLike[str] = "default") -> Removed:
     cache = _cache(directory)
     if cache is None:
         return Removed()
-    with _opened(cache) as place:
-        before = _measure(place)
-        for file, _ in _own_files(place):
-            place.unlink(file)
-        return _difference(before, _measure(place))
+    place = _opened(cache)
+    before = _measure(place)
+    for file, _ in _own_files(place):
+        place.unlink(file)
+    return _difference(before, _measure(place))
 
 
 def _cache(directory: str | os.PathLike[str], limit_bytes: int | None = None) -> Cache | None:
@@ -135,11 +131,9 @@ def _cache(directory: str | os.PathLike[str], limit_bytes: int | None = None) ->
     return open_cache(config)
 
 
-@contextmanager
-def _opened(cache: Cache) -> Iterator[Place]:
+def _opened(cache: Cache) -> Place:
     try:
-        with cache.opened() as place:
-            yield place
+        return cache.opened()
     except Unusable as exc:
         raise PermissionError(str(exc)) from exc
 

@@ -17,7 +17,9 @@ from asyncwasm._binary import (
     Import,
     ModuleInfo,
     custom_sections,
+    declared_bytes,
     decode,
+    spans_of,
 )
 from asyncwasm._reader import Field, Indices, SubType
 from asyncwasm._types import (
@@ -397,6 +399,29 @@ def test_code_and_data_are_skipped() -> None:
     nonsense = b"".join(section(id, b"\xff" * 1000) for id in (9, 10, 11, 12))
 
     assert decode(HEADER + nonsense).exports == ()
+
+
+def test_what_is_between_the_spans_declares_nothing() -> None:
+    text = """(module (import "e" "f" (func)) (memory (export "m") 1) (start 0)
+        (@custom "note" (after import) "%s") (data (i32.const 0) "%s")
+        (func (export "g") (param i64) %s) (@custom "last" "%s"))"""
+    filler = "x" * 5000
+    binary = wasm(text % (filler, filler, "nop " * 5000, filler))
+    spans = spans_of(binary)
+    other = bytearray(255 for _ in binary)
+    for start, end in spans:
+        other[start:end] = binary[start:end]
+
+    assert len(spans) == 4
+    assert decode(bytes(other)) == decode(binary)
+    assert spans_of(bytes(other)) == spans
+    assert declared_bytes(binary) < 200
+
+
+def test_small_gaps_belong_to_the_spans() -> None:
+    binary = wasm('(module (@custom "a" "1") (func (export "f") nop))')
+
+    assert spans_of(binary) == [(0, len(binary) - 1)]
 
 
 def test_custom_sections_are_returned_byte_exactly_and_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -300,6 +301,21 @@ def test_code_never_meets_a_binary_of_another_shape(
     assert events.names() == ["cache_stored"]
     assert module.exports()[0].type == aw.FunctionType([], ["i64"])
     assert answer(module) == 41
+
+
+@pytest.mark.usefixtures("_no_settling")
+def test_file_of_very_many_sections_is_hashed_each_time(
+    place: Path, tmp_path: Path, events: Events
+) -> None:
+    """Where they are would not fit into a header."""
+    note = b"\x00" + b"\x82\x40" + b"\x01n" + bytes(8192)
+    source = settled(tmp_path / "a.wasm", wasm(ANSWER) + 1001 * note)
+    compiled(place, source)
+    module = compiled(place, source)
+
+    assert answer(module) == 41
+    assert "cache_file_unchanged" not in events.names()
+    assert list(place.glob("*.file")) == []
 
 
 @pytest.mark.usefixtures("_no_settling")
@@ -622,6 +638,114 @@ def test_default_directory_that_others_can_write_is_not_used(
     assert events.names() == ["cache_unusable"]
 
 
+# whom it believes: the directory that stays open
+
+
+def _modules(place: Path) -> Iterator[aw.Module]:
+    """Yield modules that one engine compiles, or finds."""
+    engine = aw.Engine(aw.EngineConfig(cache=place))
+    while True:
+        module = aw.Module(wasm(ANSWER), engine=engine)
+        yield module
+        del module  # so that the cache is asked again
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda place: place.chmod(0o755), "mode 0755"),
+        (lambda place: _linked(place), "symbolic link"),
+        (lambda place: _moved(place).joinpath("x").mkdir(0o750), None),
+        (lambda place: (place / "key").chmod(0o644), "the key has mode 0644"),
+    ],
+    ids=["mode", "link", "another", "key"],
+)
+def test_directory_is_checked_each_time_it_is_used(
+    place: Path, events: Events, change: Callable[[Path], object], reason: str | None
+) -> None:
+    modules = _modules(place)
+    next(modules)
+    change(place)
+    events.names()
+    assert answer(next(modules)) == 41
+    reasons, names = events.reasons(), events.names()
+
+    if reason is None:
+        assert names == ["cache_stored"]
+        assert sorted(each.suffix for each in place.iterdir()) == ["", "", ".code", ".entry"]
+    else:
+        assert reason in reasons[0]
+        assert names == ["cache_unusable"]
+
+
+def _moved(path: Path) -> Path:
+    """Move *path* away, and put an empty directory there."""
+    path.rename(path.with_name("moved"))
+    path.mkdir(0o700)
+    return path
+
+
+def test_directory_that_was_exchanged_is_not_read(place: Path, events: Events) -> None:
+    """What its name meant before is still open."""
+    modules = _modules(place)
+    next(modules)
+    assert answer(next(modules)) == 41
+    _moved(place)
+    assert answer(next(modules)) == 41
+    assert answer(next(modules)) == 41
+
+    assert events.names() == ["cache_stored", "cache_hit", "cache_stored", "cache_hit"]
+
+
+def test_directory_that_was_removed_is_made_again(place: Path, events: Events) -> None:
+    modules = _modules(place)
+    next(modules)
+    shutil.rmtree(place)
+    next(modules)
+
+    assert events.names() == ["cache_stored", "cache_stored"]
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_key_that_was_exchanged_is_read_again(place: Path, events: Events) -> None:
+    modules = _modules(place)
+    next(modules)
+    (place / "key").unlink()
+    next(modules)
+    compiled(place)
+
+    assert events.names() == ["cache_stored", "cache_stored", "cache_hit"]
+
+
+def test_directory_that_becomes_shared_is_used_like_one(place: Path, events: Events) -> None:
+    modules = _modules(place)
+    next(modules)
+    place.chmod(0o777)
+    next(modules)
+    next(modules)
+
+    assert events.names() == ["cache_stored", "cache_stored", "cache_hit"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are not listed here")
+def test_directory_stays_open_as_long_as_the_engine(place: Path) -> None:
+    def opened() -> int:
+        links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+        return sum(os.path.lexists(each) and os.readlink(each) == str(place) for each in links)
+
+    with aw.Engine(aw.EngineConfig(cache=place)) as engine:
+        for text in (ANSWER, ADD):
+            aw.Module(wasm(text), engine=engine)
+        inside = opened()
+    after = opened()
+    dropped = aw.Engine(aw.EngineConfig(cache=place))
+    aw.Module(wasm(ANSWER), engine=dropped)
+    del dropped
+    gc.collect()
+
+    assert (inside, after, opened()) == (1, 0, 0)
+
+
 # whom it believes: the key
 
 
@@ -869,10 +993,8 @@ def test_header_of_an_older_format_is_not_believed(place: Path, monkeypatch: Any
     compiled(place)
     entry = only(place, "entry").name
     monkeypatch.setattr("asyncwasm._runtime.place.FORMAT", 1)
-    with (
-        caches.Cache(place, 1 << 30, chosen=True).opened() as opened,
-        pytest.raises(Rejected, match="another format"),
-    ):
+    opened = caches.Cache(place, 1 << 30, chosen=True).opened()
+    with pytest.raises(Rejected, match="another format"):
         opened.read(entry, "entry")
 
 

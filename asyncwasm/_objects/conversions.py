@@ -87,7 +87,7 @@ def measured(read: Callable[[], bytes]) -> tuple[Callable[[], bytes], int]:
     if isinstance(read, FileReader):
         with read.glance() as glance:
             if glance is not None:
-                return read, len(glance)
+                return read, glance.identity.size
     binary = read()
     return (lambda: binary), len(binary)
 

@@ -21,31 +21,38 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import _log
-from .._binary import outline
+from .._binary import spans_of
 from .._errors import CompileError
 from .._ffi import compiling
 from .._ffi.handles import Handle
 from .._ffi.library import machine
 from .._hashes import blake2b, compare_digest
-from .._reader import Binary
 from .config import EngineConfig
 from .copies import Recognized, find_copy, sample, write_copy
-from .place import Place, Rejected, Unusable, open_place, read_all, user_directory
+from .place import Place, Rejected, Unusable, read_all, user_directory
 from .source import Glance, Identity
 
 ENVIRONMENT = "ASYNCWASM_CACHE_DIR"
 EVICTION_SECONDS = 60.0  # between evictions of one process
 
 _SETTLED_NS = 2_000_000_000  # what changed later than that may change again in the same tick
+_MAX_SPANS = 1000  # so that a header stays one
 _LINKS = "/proc/self/fd"  # names that open the very file of a descriptor
 
 _evicted: dict[str, float] = {}  # when this process last looked at a directory
+
+
+class Configuration(NamedTuple):
+    """What code depends on, besides the binary: the version of the engine, and all of it."""
+
+    engine: str
+    text: str
 
 
 class Loaded(NamedTuple):
@@ -53,6 +60,7 @@ class Loaded(NamedTuple):
 
     handle: Handle
     holds_references: bool
+    declared_bytes: int
 
 
 def open_cache(config: EngineConfig) -> Cache | None:
@@ -92,14 +100,16 @@ class Cache:
         self.limit_bytes = limit_bytes
         self._chosen = chosen
         self._reported: set[str] = set()
+        self._place: Place | None = None  # as it was last used
 
     # what engines ask
 
-    def load(self, engine: Handle, digest: str, configuration: Mapping[str, Any]) -> Loaded | None:
+    def load(self, engine: Handle, digest: str, configuration: Configuration) -> Loaded | None:
         """Return the code of the module with *digest*, or None if it is not here."""
         started = perf_counter()
-        with self._guarded("load"), self.opened() as place:
-            name = _name(place, "entry", digest, configuration)
+        with self._guarded("load"):
+            place = self.opened()
+            name = place.name("entry", digest, configuration.text)
             with self._checked(place, name + ".entry"):
                 header = place.read(name + ".entry", "entry")
                 if header is None:
@@ -112,23 +122,27 @@ class Cache:
                     code_bytes=int(header["size"]),
                     seconds=round(perf_counter() - started, 6),
                 )
-                return Loaded(handle, header["holds_references"] == "True")
+                return Loaded(
+                    handle, header["holds_references"] == "True", int(header["declared_bytes"])
+                )
         return None
 
     def store(
         self,
         code: bytes,
         digest: str,
-        configuration: Mapping[str, Any],
+        configuration: Configuration,
         *,
         holds_references: bool,
+        declared_bytes: int,
     ) -> bool:
         """Keep *code*; return whether that has worked."""
         started = perf_counter()
         if len(code) > self.limit_bytes:
             return False
-        with self._guarded("store"), self.opened() as place:
-            name = _name(place, "entry", digest, configuration)
+        with self._guarded("store"):
+            place = self.opened()
+            name = place.name("entry", digest, configuration.text)
             file = f"{name}.{os.urandom(8).hex()}.code"
             place.write(file, code)
             vouched = (
@@ -141,8 +155,9 @@ class Cache:
                 "entry",
                 {
                     "digest": digest,
-                    "engine": configuration["engine"],
+                    "engine": configuration.engine,
                     "holds_references": holds_references,
+                    "declared_bytes": declared_bytes,
                     "code": file,
                     "size": len(code),
                     **vouched,
@@ -158,15 +173,17 @@ class Cache:
             return True
         return False
 
-    def forget(self, digest: str, configuration: Mapping[str, Any]) -> None:
+    def forget(self, digest: str, configuration: Configuration) -> None:
         """Delete the code of the module with *digest*, if it is here."""
-        with self._guarded("forget"), self.opened() as place:
-            place.remove(_name(place, "entry", digest, configuration))
+        with self._guarded("forget"):
+            place = self.opened()
+            place.remove(place.name("entry", digest, configuration.text))
 
-    def find_refusal(self, digest: str, configuration: Mapping[str, Any]) -> CompileError | None:
+    def find_refusal(self, digest: str, configuration: Configuration) -> CompileError | None:
         """Return why the binary with *digest* is not valid, if that is known."""
-        with self._guarded("find_refusal"), self.opened() as place:
-            name = _name(place, "refusal", digest, configuration)
+        with self._guarded("find_refusal"):
+            place = self.opened()
+            name = place.name("refusal", digest, configuration.text)
             with self._checked(place, name + ".refusal"):
                 header = place.read(name + ".refusal", "refusal")
                 if header is None:
@@ -178,17 +195,16 @@ class Cache:
                 return CompileError(message, offset)
         return None
 
-    def store_refusal(
-        self, digest: str, configuration: Mapping[str, Any], error: CompileError
-    ) -> None:
+    def store_refusal(self, digest: str, configuration: Configuration, error: CompileError) -> None:
         """Keep why the binary with *digest* is not valid."""
-        with self._guarded("store_refusal"), self.opened() as place:
-            name = _name(place, "refusal", digest, configuration)
+        with self._guarded("store_refusal"):
+            place = self.opened()
+            name = place.name("refusal", digest, configuration.text)
             place.write_header(
                 name + ".refusal",
                 "refusal",
                 {
-                    "engine": configuration["engine"],
+                    "engine": configuration.engine,
                     "message": str(error).encode("unicode_escape").decode("ascii"),
                     "offset": "" if error.offset is None else error.offset,
                 },
@@ -202,7 +218,8 @@ class Cache:
         Even on a file system that says a file has not changed when it has, nobody gets a module
         of another outline.
         """
-        with self._guarded("find_file"), self.opened() as place:
+        with self._guarded("find_file"):
+            place = self.opened()
             if place.shared:
                 return None
             identity = glance.identity
@@ -211,7 +228,7 @@ class Cache:
                 header = place.read(name + ".file", "file")
                 if header is None or header["identity"] != identity.text:
                     return None
-                if header["outline"] != _outline(glance):
+                if header["outline"] != _outline(glance.read, _spans(header["spans"])):
                     return None
                 found = find_copy(place, header)
                 place.touch(name + ".file")
@@ -225,18 +242,29 @@ class Cache:
             return
         if len(binary) > self.limit_bytes:
             return
-        with self._guarded("remember_file"), self.opened() as place:
-            shape = None if place.shared else _outline(binary)
-            if shape is None:
+        with self._guarded("remember_file"):
+            place = self.opened()
+            if place.shared:
+                return
+            try:
+                spans = spans_of(binary)
+            except ValueError:
+                return
+            if len(spans) > _MAX_SPANS:
                 return
             name = place.name("file", *identity[:2])
-            facts = {"identity": identity.text, "outline": shape}
+            facts = {
+                "identity": identity.text,
+                "spans": " ".join(f"{start}:{end}" for start, end in spans),
+                "outline": _outline(lambda start, end: binary[start:end], spans),
+            }
             write_copy(place, name, "file", digest, binary, **facts)
             self._evict_sometimes(place)
 
     def find_bytes(self, binary: bytes) -> Recognized | None:
         """Return what *binary* is, if there is a copy of it."""
-        with self._guarded("find_bytes"), self.opened() as place:
+        with self._guarded("find_bytes"):
+            place = self.opened()
             if place.shared:
                 return None
             name = place.name("bytes", len(binary), sample(binary))
@@ -252,7 +280,8 @@ class Cache:
         """Keep a copy of *binary*, if there is none of something so similar that it is in the way."""
         if len(binary) > self.limit_bytes:
             return
-        with self._guarded("remember_bytes"), self.opened() as place:
+        with self._guarded("remember_bytes"):
+            place = self.opened()
             name = place.name("bytes", len(binary), sample(binary))
             if place.shared or place.has(name + ".bytes"):
                 return
@@ -263,16 +292,22 @@ class Cache:
         """Remove what was not used for longest, until the rest is small enough."""
         from .eviction import evict
 
-        with self._guarded("evict"), self.opened() as place:
+        with self._guarded("evict"):
+            place = self.opened()
             evict(place, self.limit_bytes)
 
     # how
 
-    @contextmanager
-    def opened(self) -> Iterator[Place]:
-        """Open the directory; raise Unusable if it does not check out."""
-        with open_place(self.directory, chosen=self._chosen) as place:
-            yield place
+    def opened(self) -> Place:
+        """Return the directory, which stays open; raise Unusable if it does not check out."""
+        place = self._place
+        if place is None or not place.current:
+            place = self._place = Place(self.directory, chosen=self._chosen)
+        return place
+
+    def close(self) -> None:
+        """Let go of the directory; it is opened again when it is needed."""
+        self._place = None
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -319,10 +354,11 @@ class Cache:
             evict(place, self.limit_bytes)
 
 
-def configuration(config: EngineConfig, *, fuel: bool, baseline: bool) -> dict[str, Any]:
+def configuration(config: EngineConfig, *, fuel: bool, baseline: bool) -> Configuration:
     """Return everything that code depends on, besides the binary."""
-    return {
-        "engine": compiling.engine_version(),
+    engine = compiling.engine_version()
+    facts = {
+        "engine": engine,
         "features": sorted(config.features.items()),
         "fuel": fuel,
         "machine": machine(),
@@ -330,18 +366,22 @@ def configuration(config: EngineConfig, *, fuel: bool, baseline: bool) -> dict[s
         "system": sys.platform,
         "tier": "baseline" if baseline else "optimized",
     }
+    return Configuration(engine, repr(facts))
 
 
-def _outline(binary: Binary) -> str | None:
-    """Return the outline of *binary*, None if it is not divided into sections at all."""
-    try:
-        return outline(binary)
-    except ValueError:
-        return None
+def _outline(read: Callable[[int, int], bytes], spans: Iterable[tuple[int, int]]) -> str:
+    """Return a digest of what *read* returns for *spans*."""
+    digest = blake2b(digest_size=32)
+    for start, end in spans:
+        digest.update(read(start, end))
+    return digest.hexdigest()
 
 
-def _name(place: Place, kind: str, digest: str, configuration: Mapping[str, Any]) -> str:
-    return place.name(kind, digest, *sorted(configuration.items()))
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Read spans as they are written down."""
+    for span in text.split():
+        start, _, end = span.partition(":")
+        yield int(start), int(end)
 
 
 def _load_file(place: Place, engine: Handle, header: Mapping[str, str]) -> Handle:

@@ -29,7 +29,7 @@ from .._ffi.handles import Handle
 from .._hashes import sha256
 from .._reader import Binary
 from .artifact import Artifact, Variant, linkable
-from .cache import Cache, Loaded, configuration, open_cache
+from .cache import Cache, Configuration, Loaded, configuration, open_cache
 from .config import DIRECT_STACK_BYTES, HOST_STACK_BYTES, EngineConfig, Pooling
 from .copies import Recognized
 from .source import FileReader
@@ -71,6 +71,7 @@ class EngineCore:
         self._closed = False
         self._cache: Cache | None = None
         self._cache_opened = False
+        self._facts: dict[Variant, Configuration] = {}
         # whether guests may run on a thread's own stack
         self.fits_threads = self._config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES
         # That a call on a thread's own stack needs there, with the host functions it calls.
@@ -113,6 +114,8 @@ class EngineCore:
         self.optimizer.close()
         self.runners.close()
         self.sleepers.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def __del__(self) -> None:
         if "ticker" in self.__dict__ and not sys.is_finalizing():
@@ -286,7 +289,7 @@ class EngineCore:
         if cache is None:
             return None
         with read.glance() as glance:
-            if glance is None or len(glance) > self._config.max_module_bytes:
+            if glance is None or glance.identity.size > self._config.max_module_bytes:
                 return None
             known = cache.find_file(glance)
         if known is not None:
@@ -357,7 +360,7 @@ class EngineCore:
             starts_baseline=variant.baseline,
             cached=True,
         )
-        if declared_bytes(source) > _FEW_BYTES:
+        if loaded.declared_bytes > _FEW_BYTES:
             artifact.info  # noqa: B018  # now, on this thread
         artifact.add(variant, loaded.handle)
         self._artifacts[digest] = artifact
@@ -380,15 +383,20 @@ class EngineCore:
             artifact.digest,
             self._code_facts(variant),
             holds_references=artifact.holds_references,
+            declared_bytes=declared_bytes(artifact.source),
         )
 
     def _cache_for(self, variant: Variant) -> Cache | None:
         """Return the cache, if it keeps code of *variant*: of the baseline compiler in between only."""
         return self.cache if not variant.baseline or self._config.tier == "auto" else None
 
-    def _code_facts(self, variant: Variant) -> dict[str, Any]:
+    def _code_facts(self, variant: Variant) -> Configuration:
         """Return everything that code of *variant* depends on, besides the binary."""
-        return configuration(self._config, fuel=variant.fuel, baseline=variant.baseline)
+        facts = self._facts.get(variant)
+        if facts is None:
+            facts = configuration(self._config, fuel=variant.fuel, baseline=variant.baseline)
+            self._facts[variant] = facts
+        return facts
 
     def _compile_first(self, linked: bytes) -> tuple[Variant, Handle]:
         """Compile a valid module with the compiler that comes first for its size."""

@@ -9,6 +9,8 @@ Rule 2: nothing is believed before its MAC has been checked. The key is in a fil
 MAC covers the file's name, so that an entry cannot be passed off as another one.
 Rule 3: after the check, files are reached through the directory's descriptor, where the system
 has that: its name may mean another directory meanwhile.
+Rule 4: a directory that stays open is checked each time it is used all the same, by its name, and
+so is its key. If the name means another one by then, or the key is another, it is opened again.
 
 Headers are text, a name and a value a line: that takes no library to read, which would cost
 more than everything else up to the first instance of a warm cache.
@@ -22,11 +24,12 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from .._hashes import blake2b, compare_digest
 from .source import Identity
 
-FORMAT = 2  # raise it when what is stored, or the code made from the same binary, changes
+FORMAT = 3  # raise it when what is stored, or the code made from the same binary, changes
 
 _KEY_BYTES = 32
 _MAC_BYTES = 32
@@ -59,14 +62,65 @@ class Rejected(Exception):
     """A file does not check out; the text says why."""
 
 
-class Place:
-    """A directory that has been checked, open, and the key for what is in it."""
+class Key(NamedTuple):
+    """What vouches for entries, and which file it was read from."""
 
-    def __init__(self, directory: str, descriptor: int | None, key: bytes, shared: bool) -> None:
+    secret: bytes
+    identity: Identity
+
+
+class Place:
+    """
+    A directory that has been checked, and the key for what is in it.
+
+    It is open until nobody has it any more: several threads may be using it when it is exchanged.
+
+    Args:
+        directory: Where; made if it is missing.
+        chosen: Whether somebody has named it. Then others may be able to write it, and its key is
+            elsewhere.
+    Raises:
+        Unusable: If it does not check out.
+    """
+
+    def __init__(self, directory: str, *, chosen: bool) -> None:
+        self._descriptor: int | None = None
         self._directory = directory
-        self._descriptor = descriptor
-        self._key = key
-        self.shared = shared
+        self._chosen = chosen
+        self._open()
+        self._key: Key = (
+            Place(user_directory(), chosen=False)._key if self.shared else self._find_key()
+        )
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def _open(self) -> None:
+        """Open the directory, made if it is missing, and tell whether others can write it."""
+        facts = _facts(self._directory)
+        self.shared = _check(self._directory, facts, chosen=self._chosen)
+        if _AT:
+            self._descriptor = os.open(self._directory, _OPEN | os.O_DIRECTORY)
+            # It may have been exchanged meanwhile; from here on its name is not used any more.
+            facts = os.fstat(self._descriptor)
+            self.shared = _check(self._directory, facts, chosen=self._chosen)
+        self._node = facts.st_dev, facts.st_ino
+
+    @property
+    def current(self) -> bool:
+        """Whether it is still what its name means, and what opening it again would give."""
+        if self.shared or self._descriptor is None:
+            return False
+        try:
+            facts = os.lstat(self._directory)
+            return (
+                not _check(self._directory, facts, chosen=self._chosen)
+                and self._node == (facts.st_dev, facts.st_ino)
+                and self._key.identity == Identity.of(self.stat("key"))
+            )
+        except FileNotFoundError:
+            return False
 
     def _at(self, file: str) -> tuple[str, int | None]:
         if self._descriptor is None:
@@ -83,7 +137,7 @@ class Place:
 
     def _keyed(self, purpose: bytes, content: bytes) -> bytes:
         return blake2b(
-            content, key=self._key, digest_size=_MAC_BYTES, person=b"asyncwasm " + purpose
+            content, key=self._key.secret, digest_size=_MAC_BYTES, person=b"asyncwasm " + purpose
         ).digest()
 
     def _mac(self, file: str, payload: bytes) -> bytes:
@@ -187,13 +241,13 @@ class Place:
             if file.startswith(name + "."):
                 self.unlink(file)
 
-    def key(self) -> bytes:
+    def _find_key(self) -> Key:
         """Return the key in the directory, made if there is none."""
         for _ in range(3):
             try:
                 with self.opened("key") as (file, facts):
                     _check_key(facts)
-                    return read_all(file, _KEY_BYTES)
+                    return Key(read_all(file, _KEY_BYTES), Identity.of(facts))
             except FileNotFoundError:
                 self._make_key()
             except Rejected as exc:
@@ -222,25 +276,6 @@ class Place:
 HEADERS = (".entry", ".refusal", ".file", ".bytes")
 
 
-@contextmanager
-def open_place(directory: str, *, chosen: bool) -> Iterator[Place]:
-    """
-    Open *directory*, made if it is missing.
-
-    If somebody has *chosen* it, others may be able to write it; then its key is elsewhere.
-
-    Raises:
-        Unusable: If it does not check out.
-    """
-    with _open_directory(directory, chosen=chosen) as (descriptor, shared):
-        if shared:
-            with open_place(user_directory(), chosen=False) as private:
-                key = private._key
-        else:
-            key = Place(directory, descriptor, b"", False).key()
-        yield Place(directory, descriptor, key, shared)
-
-
 def user_directory() -> str:
     """
     Return the user's own cache directory.
@@ -261,8 +296,11 @@ def user_directory() -> str:
 
 def read_all(descriptor: int, size: int) -> bytes:
     """Return the first *size* bytes of an open file, or all that there are."""
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(size)
+    parts: list[bytes] = []
+    while size and (part := os.read(descriptor, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _temporary() -> str:
@@ -285,24 +323,12 @@ def _create(path: str, at: int | None, content: bytes) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _open_directory(directory: str, *, chosen: bool) -> Iterator[tuple[int | None, bool]]:
-    """Open *directory*, made if it is missing; say whether others can write it."""
-    try:
-        facts = os.lstat(directory)
-    except FileNotFoundError:
-        _make(directory)
-        facts = os.lstat(directory)
-    shared = _check(directory, facts, chosen=chosen)
-    if not _AT:
-        yield None, shared
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        # It may have been exchanged meanwhile; from here on its name is not used any more.
-        yield descriptor, _check(directory, os.fstat(descriptor), chosen=chosen)
-    finally:
-        os.close(descriptor)
+def _facts(directory: str) -> os.stat_result:
+    """Return the facts about *directory*, which is not followed, and made if it is missing."""
+    with suppress(FileNotFoundError):
+        return os.lstat(directory)
+    _make(directory)
+    return os.lstat(directory)
 
 
 def _make(directory: str) -> None:

@@ -6,9 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, overload
-
-_WINDOW_BYTES = 32 << 10  # before their code, most modules have less
+from typing import NamedTuple
 
 
 class Identity(NamedTuple):
@@ -33,43 +31,20 @@ class Identity(NamedTuple):
 
 class Glance:
     """
-    An open file as a sequence of bytes, of which only what is asked for is read.
+    An open file, of which only what is asked for is read.
 
     It may change meanwhile: what is read is what is there, and too little where it ends early.
     """
 
-    __slots__ = ("_descriptor", "_start", "_window", "identity")
+    __slots__ = ("_descriptor", "identity")
 
     def __init__(self, descriptor: int, identity: Identity) -> None:
         self._descriptor = descriptor
-        self._start = 0
-        self._window = b""
         self.identity = identity
 
-    def __len__(self) -> int:
-        return self.identity.size
-
-    @overload
-    def __getitem__(self, key: int, /) -> int: ...
-
-    @overload
-    def __getitem__(self, key: slice, /) -> bytes: ...
-
-    def __getitem__(self, key: int | slice, /) -> int | bytes:
-        if not isinstance(key, slice):
-            return self._read(key, key + 1)[0]
-        start, stop, _ = key.indices(len(self))
-        return self._read(start, max(start, stop))
-
-    def _read(self, start: int, stop: int) -> bytes:
-        """Read from *start* to *stop*, and what comes next if it is not much."""
-        at = start - self._start
-        if at < 0 or stop - self._start > len(self._window):
-            if stop - start > _WINDOW_BYTES:
-                return os.pread(self._descriptor, stop - start, start)
-            self._start, at = start, 0
-            self._window = os.pread(self._descriptor, _WINDOW_BYTES, start)
-        return self._window[at : at + stop - start]
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from *start* to *end*."""
+        return os.pread(self._descriptor, end - start, start)
 
 
 class FileReader:
