@@ -5,6 +5,8 @@ Rule 1: no task of the batch is the consumer's, and no cancel scope of the batch
 while the consumer's own code runs.
 Rule 2: the tasks know what they share with the iterator, not the iterator itself. So it is
 collected when the consumer drops it, and stops them.
+Rule 3: an item counts as being loaded until a consumer has taken it. As many as there is room for
+are begun together, and what the cache has of them is found in one go.
 """
 
 from __future__ import annotations
@@ -12,26 +14,39 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePath
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import anyio
+from anyio.abc import TaskGroup
 
 from . import _api
 from ._driver.checkpoints import checkpoint_if_cancelled
+from ._driver.compiling import find_modules
 from ._driver.detached import Post, is_being_cancelled, start
 from ._objects.conversions import Source
 from ._objects.engine import Engine, core_or_default
 from ._objects.instance import Instance
 from ._objects.module import Module
+from ._runtime.source import FileReader
 
 __all__ = ("Batch", "Loaded", "load_many")
 
 AnySource: TypeAlias = "Source | Module"
+Named: TypeAlias = "tuple[str, Any]"
 Sources: TypeAlias = "os.PathLike[str] | Mapping[str, AnySource] | Iterable[AnySource]"
 
 _CLOSING_SECONDS = 5.0  # that leaving waits for imports which do not end when cancelled
@@ -57,14 +72,16 @@ class Loaded(NamedTuple):
 class _Work:
     """What the iterator shares with its tasks."""
 
-    def __init__(self, sources: Iterator[tuple[str, Any]] | os.PathLike[str], imports: Any) -> None:
+    def __init__(self, sources: Iterator[Named] | os.PathLike[str], imports: Any) -> None:
         self.sources = sources
         self.imports = imports
         self.engine: Engine | None = None
         self.instantiate = True
         self.concurrency = 1
-        self.ready: deque[tuple[Loaded, anyio.Event]] = deque()
+        self.begun = 0  # items that no consumer has taken yet
+        self.ready: deque[Loaded] = deque()
         self.arrival: anyio.Event | None = None  # that consumers wait for
+        self.departure: anyio.Event | None = None  # that the supervisor waits for
         self.failure: BaseException | None = None  # what ends the batch
         self.post: Post | None = None  # None until it has begun
 
@@ -91,23 +108,22 @@ class _Work:
             if self.arrival is None:
                 self.arrival = anyio.Event()
             await self.arrival.wait()
-        item, taken = self.ready.popleft()
-        taken.set()
+        item = self.ready.popleft()
+        self.begun -= 1
+        if self.departure is not None:
+            self.departure.set()
         return item
 
-    async def deliver(self, item: Loaded) -> None:
-        """Wait until a consumer has taken *item*, so that nothing runs too far ahead."""
-        taken = anyio.Event()
-        self.ready.append((item, taken))
+    def deliver(self, item: Loaded) -> None:
+        """Have *item* taken by a consumer."""
+        self.ready.append(item)
         self.announce()
-        try:
-            await taken.wait()
-        except BaseException:
-            if not taken.is_set():  # pragma: no branch  # a race that asyncio can lose
-                self.ready.remove((item, taken))
-                if item.instance is not None:
-                    item.instance.close()
-            raise
+
+    async def wait_begun(self, most: int) -> None:
+        """Wait until at most *most* items are begun, so that nothing runs too far ahead."""
+        while self.begun > most:
+            self.departure = anyio.Event()
+            await self.departure.wait()
 
     def fail(self, exc: BaseException) -> None:
         """End the batch with *exc*."""
@@ -128,25 +144,59 @@ async def _supervise(work: _Work) -> None:
                     return
                 work.sources = iter(found)
             async with anyio.create_task_group() as group:
-                for _ in range(work.concurrency):
-                    group.start_soon(_load_some, work, work.sources)
+                await _do(_load_all, work, work.sources, group)
     finally:
+        while work.ready:
+            item = work.ready.popleft()
+            if item.instance is not None:
+                item.instance.close()
         work.ended.set()
         work.announce()
 
 
-async def _load_some(work: _Work, sources: Iterator[tuple[str, Any]]) -> None:
+async def _do(part: Callable[..., Awaitable[None]], work: _Work, *about: Any) -> None:
+    """Do a *part* of the work; what it raises ends the batch."""
     try:
-        for name, source in sources:
-            await work.deliver(await _load(work, name, source))
+        await part(work, *about)
     except BaseException as exc:
         if isinstance(exc, anyio.get_cancelled_exc_class()) and is_being_cancelled():
             raise
         work.fail(exc)
 
 
-async def _load(work: _Work, name: str, source: Any) -> Loaded:
-    started = perf_counter()
+async def _load_all(work: _Work, sources: Iterator[Named], group: TaskGroup) -> None:
+    while True:
+        await work.wait_begun(work.concurrency - 1)
+        some = list(islice(sources, work.concurrency - work.begun))
+        if not some:
+            break
+        work.begun += len(some)
+        started = perf_counter()
+        for (name, source), module in zip(some, await _find(work, some), strict=True):
+            if module is None:
+                group.start_soon(_do, _load, work, name, source, started)
+            elif work.instantiate:
+                group.start_soon(_do, _load, work, name, module, started)
+            else:
+                work.deliver(_loaded(name, module, None, started))
+    await work.wait_begun(0)
+
+
+async def _find(work: _Work, some: list[Named]) -> list[Module | None]:
+    """Return the modules that need no compiling."""
+    modules = [source if isinstance(source, Module) else None for _, source in some]
+    paths = [at for at, (_, source) in enumerate(some) if isinstance(source, os.PathLike)]
+    try:
+        reads = [FileReader(os.fspath(some[at][1])) for at in paths]
+        found = await find_modules(core_or_default(work.engine), reads)
+    except Exception:  # compiling them will tell what is wrong
+        return modules
+    for at, module in zip(paths, found, strict=True):
+        modules[at] = module
+    return modules
+
+
+async def _load(work: _Work, name: str, source: Any, started: float) -> None:
     instance: Instance | None = None
     try:
         if isinstance(source, Module):
@@ -156,13 +206,21 @@ async def _load(work: _Work, name: str, source: Any) -> Loaded:
         if work.instantiate:
             instance = await _api.instantiate(module, work.imports)
     except Exception as exc:
-        return Loaded(name, None, None, exc, perf_counter() - started, False)
+        work.deliver(_failed(name, exc, started))
     except anyio.get_cancelled_exc_class() as exc:
         if is_being_cancelled():
             raise
-        return Loaded(name, None, None, exc, perf_counter() - started, False)
-    cached = module._artifact.cached
-    return Loaded(name, module, instance, None, perf_counter() - started, cached)
+        work.deliver(_failed(name, exc, started))
+    else:
+        work.deliver(_loaded(name, module, instance, started))
+
+
+def _loaded(name: str, module: Module, instance: Instance | None, started: float) -> Loaded:
+    return Loaded(name, module, instance, None, perf_counter() - started, module._artifact.cached)
+
+
+def _failed(name: str, exc: BaseException, started: float) -> Loaded:
+    return Loaded(name, None, None, exc, perf_counter() - started, False)
 
 
 class Batch(AsyncIterator[Loaded]):
@@ -285,7 +343,7 @@ def load_many(
 Loaded.__module__ = load_many.__module__ = "asyncwasm"
 
 
-def _named(sources: Any) -> Iterator[tuple[str, Any]] | os.PathLike[str]:
+def _named(sources: Any) -> Iterator[Named] | os.PathLike[str]:
     """Return each source with its name; or the path to look for them."""
     if isinstance(sources, os.PathLike):
         return sources
@@ -307,7 +365,7 @@ def _named(sources: Any) -> Iterator[tuple[str, Any]] | os.PathLike[str]:
     )
 
 
-def _name(index: int, source: Any) -> tuple[str, Any]:
+def _name(index: int, source: Any) -> Named:
     return (os.fsdecode(source) if isinstance(source, os.PathLike) else str(index)), source
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 
 import asyncwasm as aw
 from asyncwasm import batch as batch_module
+from asyncwasm._runtime import cache as caches
+from asyncwasm._runtime.threads import Threads
 
 from .support import ADD, module, run_script, wasm
 
@@ -321,6 +324,117 @@ async def test_imports_that_live_in_a_store_bring_the_instances_together() -> No
     found = await load([wasm(text)] * 3, {"m": {"memory": aw.Memory(1)}})
 
     assert len({item.instance and item.instance.store for item in found.values()}) == 1
+
+
+# files that the cache knows
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, aw.EngineConfig]:
+    """A directory with modules that another engine has compiled, and what finds them."""
+    monkeypatch.setattr(caches, "_SETTLED_NS", 0)
+    config = aw.EngineConfig(cache=tmp_path / "cache", compile_threads=1)
+    directory = tmp_path / "modules"
+    directory.mkdir()
+    with aw.Engine(config) as engine:
+        for name, text in (("add", ADD), ("other", OTHER), ("starter", STARTER)):
+            (directory / f"{name}.wasm").write_bytes(wasm(text))
+            aw.Module(directory / f"{name}.wasm", engine=engine)
+    return directory, config
+
+
+async def test_known_files_are_not_compiled(known: tuple[Path, aw.EngineConfig]) -> None:
+    directory, config = known
+    with aw.Engine(config) as engine:
+        found = await load(directory, instantiate=False, engine=engine)
+
+    assert [item.cached for item in found.values()] == [True] * 3
+    modules = [item.module for item in found.values() if item.module is not None]
+    assert [len(each.exports()) for each in modules] == [1, 1, 0]
+
+
+async def test_known_files_are_instantiated(known: tuple[Path, aw.EngineConfig]) -> None:
+    directory, config = known
+    reached: list[str] = []
+    with aw.Engine(config) as engine:
+        found = await load(directory, {"host": {"f": lambda: reached.append("f")}}, engine=engine)
+
+    assert {item.instance is not None and item.cached for item in found.values()} == {True}
+    assert reached == ["f"]
+
+
+@contextmanager
+def busy(threads: Threads) -> Iterator[None]:
+    """Keep the only one of *threads* from doing anything else."""
+    begun, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        release.wait()
+
+    threads.submit(hold)
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+async def test_known_files_wait_for_no_compilation(known: tuple[Path, aw.EngineConfig]) -> None:
+    directory, config = known
+    with aw.Engine(config) as engine, busy(engine._core.compilers):
+        found = await load(directory, instantiate=False, engine=engine)
+
+    assert len(found) == 3
+
+
+async def test_files_that_are_not_known_are_compiled_beside_the_others(
+    known: tuple[Path, aw.EngineConfig],
+) -> None:
+    directory, config = known
+    (directory / "bad.wasm").write_bytes(BAD)
+    (directory / "new.wasm").write_bytes(wasm(TRAPPING))
+    paths = [*sorted(directory.iterdir()), directory / "missing.wasm"]
+    sources = {each.stem: each for each in paths} | {"bytes": wasm(ADD), "number": 5}
+    with aw.Engine(config) as engine:
+        found = await load(sources, instantiate=False, engine=engine, concurrency=20)
+
+    assert {name for name, item in found.items() if item.cached} == {
+        "add",
+        "other",
+        "starter",
+        "bytes",
+    }
+    assert found["new"].error is None
+    assert isinstance(found["bad"].error, aw.CompileError)
+    assert isinstance(found["missing"].error, FileNotFoundError)
+    assert isinstance(found["number"].error, TypeError)
+
+
+async def test_known_files_of_the_same_bytes_are_one_module(
+    known: tuple[Path, aw.EngineConfig],
+) -> None:
+    directory, config = known
+    with aw.Engine(config) as engine:
+        file = directory / "add.wasm"
+        found = await load({"a": file, "b": file, "c": wasm(ADD)}, engine=engine)
+
+    assert len({item.module._artifact for item in found.values() if item.module}) == 1
+
+
+async def test_leaving_while_files_are_looked_for_drops_the_request(
+    known: tuple[Path, aw.EngineConfig],
+) -> None:
+    directory, config = known
+    with aw.Engine(config) as engine, busy(engine._core.finder):
+        batch = aw.load_many(list(directory.iterdir()), engine=engine)
+        taking = asyncio.create_task(batch.__anext__())
+        await anyio.wait_all_tasks_blocked()
+        before = engine._core.finder.waiting
+        taking.cancel()
+        await asyncio.wait([taking])
+
+        assert (before, engine._core.finder.waiting, taking.cancelled()) == (1, 0, True)
 
 
 # order, concurrency

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .._objects.instance import Instance, Preparation
@@ -11,6 +11,7 @@ from .._objects.options import NO_OPTIONS, CompileOptions
 from .._objects.store import Store
 from .._runtime.config import Limits
 from .._runtime.engine import EngineCore
+from .._runtime.source import FileReader
 from .checkpoints import checkpoint_if_cancelled
 from .drive import drive
 from .signal import new_signal
@@ -72,6 +73,14 @@ async def compile_module(
 ) -> Module:
     """Compile on the engine's threads."""
     return Module._from_artifact(await result_of(engine.compile_soon(read, identity)), options)
+
+
+async def find_modules(engine: EngineCore, reads: Sequence[FileReader]) -> list[Module | None]:
+    """Return the modules of the files that the cache knows, None for those to be compiled."""
+    if engine.cache is None or not reads:
+        return [None] * len(reads)
+    found = await result_of(engine.find_soon(reads))
+    return [None if each is None else Module._from_artifact(each) for each in found]
 
 
 async def instantiate_source(

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,6 +93,8 @@ class EngineCore:
         )
         self.optimizer = Threads("asyncwasm optimizer", 1, low_priority=True)
         self._jobs = Jobs(self.compilers)
+        self.finder = Threads("asyncwasm finder", 1)
+        self._finds = Jobs(self.finder)
         self.runners = Threads("asyncwasm runner", os.cpu_count() or 1)
         # For guests that wait for each other: one more has to find a thread, or nobody goes on.
         self.sleepers = Threads("asyncwasm sleeper", _MAX_SLEEPERS)
@@ -111,6 +113,7 @@ class EngineCore:
         """End the threads, but the clock's."""
         self._closed = True
         self.compilers.close()
+        self.finder.close()
         self.optimizer.close()
         self.runners.close()
         self.sleepers.close()
@@ -240,6 +243,24 @@ class EngineCore:
         self._check_open()
         return self._jobs.submit(identity, make)
 
+    def find_soon(self, reads: Sequence[FileReader]) -> Job[list[Artifact | None]]:
+        """
+        Look for what the cache has of files, None for what it has not, whatever compiles meanwhile.
+
+        One thread for all of them: several would do little but wait for each other's GIL.
+        """
+        self._check_open()
+        return self._finds.submit(object(), lambda: [self._find(read) for read in reads])
+
+    def _find(self, read: FileReader) -> Artifact | None:
+        try:
+            known = self._recognize(read)
+        except OSError:  # as whoever compiles it will find out
+            return None
+        if known is None:
+            return None
+        return self._artifacts.get(known.digest) or self._find_code(known.binary, known.digest)
+
     def _compile(self, read: Callable[[], bytes]) -> Artifact | Future[Artifact]:
         """Return the artifact of what *read* returns, or the future of whoever compiles it."""
         if isinstance(read, FileReader):
@@ -306,18 +327,26 @@ class EngineCore:
         elif read.identity is not None:
             self.cache.remember_file(read.identity, digest, binary)
 
-    def _compile_alone(self, source: Binary, digest: str) -> Artifact:
-        if self._config.tier != "baseline":
-            loaded = self._load(digest, Variant())
+    def _find_code(self, source: Binary, digest: str) -> Artifact | None:
+        """Return the artifact of *source*, if the cache has code for it."""
+        if self._config.tier == "baseline":
+            return None
+        loaded = self._load(digest, Variant())
+        if loaded is not None:
+            return self._artifact_from(loaded, source, digest, Variant())
+        if self._config.tier == "auto" and len(source) > _SMALL_BYTES:
+            # Left by a process that ended before it had optimized the module.
+            loaded = self._load(digest, Variant(True))
             if loaded is not None:
-                return self._artifact_from(loaded, source, digest, Variant())
-            if self._config.tier == "auto" and len(source) > _SMALL_BYTES:
-                # Left by a process that ended before it had optimized the module.
-                loaded = self._load(digest, Variant(True))
-                if loaded is not None:
-                    artifact = self._artifact_from(loaded, source, digest, Variant(True))
-                    self._optimize_later(artifact)
-                    return artifact
+                artifact = self._artifact_from(loaded, source, digest, Variant(True))
+                self._optimize_later(artifact)
+                return artifact
+        return None
+
+    def _compile_alone(self, source: Binary, digest: str) -> Artifact:
+        found = self._find_code(source, digest)
+        if found is not None:
+            return found
         started = perf_counter()
         binary, collected = self._validated(source, digest)
         # Only what is valid is decoded.
@@ -363,8 +392,7 @@ class EngineCore:
         if loaded.declared_bytes > _FEW_BYTES:
             artifact.info  # noqa: B018  # now, on this thread
         artifact.add(variant, loaded.handle)
-        self._artifacts[digest] = artifact
-        return artifact
+        return self._artifacts.setdefault(digest, artifact)  # another thread may have been faster
 
     def _load(self, digest: str, variant: Variant) -> Loaded | None:
         """Return what the cache has."""
