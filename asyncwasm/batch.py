@@ -81,7 +81,6 @@ class _Work:
         self.begun = 0  # items that no consumer has taken yet
         self.ready: deque[Loaded] = deque()
         self.arrival: anyio.Event | None = None  # that consumers wait for
-        self.departure: anyio.Event | None = None  # that the supervisor waits for
         self.failure: BaseException | None = None  # what ends the batch
         self.post: Post | None = None  # None until it has begun
 
@@ -89,6 +88,7 @@ class _Work:
         """Start the tasks."""
         self.scope = anyio.CancelScope()
         self.ended = anyio.Event()
+        self.departure = anyio.Event()  # that the supervisor waits for
         self.post = start(partial(_supervise, self))
 
     def announce(self) -> None:
@@ -110,8 +110,7 @@ class _Work:
             await self.arrival.wait()
         item = self.ready.popleft()
         self.begun -= 1
-        if self.departure is not None:
-            self.departure.set()
+        self.departure.set()
         return item
 
     def deliver(self, item: Loaded) -> None:

@@ -380,6 +380,15 @@ def busy(threads: Threads) -> Iterator[None]:
         release.set()
 
 
+async def test_closed_engine_fails_each_file(known: tuple[Path, aw.EngineConfig]) -> None:
+    directory, config = known
+    engine = aw.Engine(config)
+    engine.close()
+    found = await load(directory, engine=engine)
+
+    assert [type(item.error) for item in found.values()] == [anyio.ClosedResourceError] * 3
+
+
 async def test_known_files_wait_for_no_compilation(known: tuple[Path, aw.EngineConfig]) -> None:
     directory, config = known
     with aw.Engine(config) as engine, busy(engine._core.compilers):
