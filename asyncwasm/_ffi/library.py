@@ -273,6 +273,14 @@ def _path(package: str) -> str:
     return path
 
 
+def _preload(path: str) -> None:
+    """Load the library at *path* without the GIL, which ctypes holds all the while."""
+    if sys.platform != "win32":
+        dlopen = ctypes.CDLL(None).dlopen
+        dlopen.restype, dlopen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
+        dlopen(os.fsencode(path), os.RTLD_NOW)  # whoever loads it then is told what is wrong
+
+
 class Library:
     """The C API as attributes; each function is declared when it is first used."""
 
@@ -337,6 +345,7 @@ class Library:
                 package = _package()
                 version = _version(package)
                 path = _path(package)
+                _preload(path)
                 dll = ctypes.CDLL(path)
                 self.__dict__["_brief"] = ctypes.PyDLL(path, handle=dll._handle)
                 self.__dict__["_dll"] = dll

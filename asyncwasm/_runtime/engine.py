@@ -36,6 +36,8 @@ from .source import FileReader
 from .threads import Threads
 from .ticker import Ticker
 
+if "concurrent.futures" in sys.modules:  # asyncio has loaded it, so that this takes no time
+    from . import jobs  # noqa: F401
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -71,6 +73,7 @@ class EngineCore:
         self._closed = False
         self._cache: Cache | None = None
         self._cache_opened = False
+        self._cache_lock = threading.Lock()  # its own: the library may be loaded meanwhile
         self._facts: dict[Variant, Configuration] = {}
         # whether guests may run on a thread's own stack
         self.fits_threads = self._config.max_wasm_stack_bytes <= DIRECT_STACK_BYTES
@@ -217,7 +220,7 @@ class EngineCore:
     def cache(self) -> Cache | None:
         """What keeps optimized code for the next process."""
         if not self._cache_opened:
-            with self._lock:
+            with self._cache_lock:
                 if not self._cache_opened:
                     self._cache = open_cache(self._config)
                     self._cache_opened = True

@@ -71,7 +71,7 @@ class Threads:
 
     def _start(self) -> None:
         claim: list[None] = [None]  # whoever takes it decides whether the thread counts
-        thread = threading.Thread(target=self._run, args=(claim,), name=self._name, daemon=True)
+        thread = _Thread(target=self._run, args=(claim,), name=self._name, daemon=True)
         self._threads += 1
         self._idle += 1
         try:
@@ -138,6 +138,14 @@ class Threads:
                     self._idle -= 1
                     self._threads -= 1
                     return None
+
+
+class _Thread(threading.Thread):
+    """One whose `start` does not wait until it runs, which would take longer than many a job."""
+
+    def start(self) -> None:
+        self.__dict__["_started"].wait = lambda: True
+        super().start()
 
 
 def take(claim: list[None]) -> bool:
