@@ -129,6 +129,9 @@ class Template:
         self.hosts = plain_hosts(self.values)
 
 
+_NONE: list[Any] = []  # stays empty
+
+
 def _blueprint(module: Module, limits: Limits) -> Blueprint:
     """Return the blueprint of instances that import plain host functions, if anything."""
     known = module._blueprint
@@ -170,16 +173,18 @@ class Preparation:
             raise TypeError(f"expected Limits, got {type(limits).__name__}")
         # Whoever makes one for it knows its core.
         explicit = store if isinstance(store, StoreCore) else ambient_or(store)
-        if template is None:
+        values: Sequence[Any] = _NONE
+        # Those that it imports, if nothing else.
+        self._hosts: list[HostFunction] | None = _NONE
+        if template is not None:
+            values, self._hosts = template.values, template.hosts
+        elif imports is not None or artifact.info.imports:
             values = with_hosts(artifact, read_imports(artifact, module._provided, imports))
-        else:
-            values = template.values
+            self._hosts = plain_hosts(values)
 
         self.module = module
         self._operation: Instantiation | None = None
         self._blueprint: Blueprint | None = None
-        # Those that it imports, if nothing else.
-        self._hosts = plain_hosts(values)
         if self._hosts is not None and explicit is None and artifact.stands_alone:
             self._blueprint = _blueprint(module, limits or UNLIMITED)
             self.store, self.owned = StoreCore(artifact.engine, limits), True
