@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import asyncwasm as aw
 from asyncwasm._ffi import compiling
 from asyncwasm._runtime import cache as caches
+from asyncwasm._runtime import engine as engines
 from asyncwasm._runtime.place import Place, Rejected, user_directory
 from asyncwasm._runtime.source import FileReader, Identity
 
@@ -59,6 +60,9 @@ class Events(logging.Handler):
 
 @pytest.fixture
 def events() -> Iterator[Events]:
+    for engine in list(engines._engines):  # what earlier tests have left in the background
+        while engine.optimizer.waiting or engine.optimizer._running:
+            engine.optimizer.settle(1.0)
     logger = logging.getLogger("asyncwasm")
     handler = Events()
     level = logger.level
