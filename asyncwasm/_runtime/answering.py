@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import threading
 from time import perf_counter
 from types import CoroutineType
 from typing import Any
@@ -27,8 +28,22 @@ from .._ffi.fiber import (
     raise_deferred,
 )
 from .host import HostFunction
-from .hostcall import HostCall, current
+from .hostcall import HostCall, current, resumed
 from .operation import Operation
+
+# Coroutines that run within each other. Should the innermost wait, each of them is awaited by more
+# frames than it runs in now, of which the recursion limit has to allow as many.
+_MOST_STEPS = 4
+_STEP_FRAMES = 56
+
+
+class _Here(threading.local):
+    """How many run on this thread."""
+
+    steps = 0
+
+
+_here = _Here()
 
 
 def advance(operation: Operation, seconds: float, awaits: bool) -> State | tuple[Any, ...]:
@@ -86,13 +101,20 @@ def advance(operation: Operation, seconds: float, awaits: bool) -> State | tuple
             if call is None:
                 call = HostCall(operation)
                 token = current.set(call)
+            waits = False
             try:
                 value = host.callable(*arguments)
+                if host.suspending:
+                    waits, value = _begun(value)
             except BaseException as exc:
                 return None, exc
-            if host.suspending:
+            if waits:
                 left, call = call, None  # to whoever awaits it
                 return value, left
+            if host.suspending:  # tasks that it has left behind are on their own
+                call.active = False
+                current.reset(token)
+                call = token = None
             if operation.occupied or isinstance(value, CoroutineType):
                 return (value,)
             if perf_counter() >= end:
@@ -103,6 +125,31 @@ def advance(operation: Operation, seconds: float, awaits: bool) -> State | tuple
             call.active = False
             if token is not None:  # a signal handler may have come in between
                 current.reset(token)
+
+
+def _begun(value: Any) -> tuple[bool, Any]:
+    """
+    Run what a suspending host function has returned until it waits for something.
+
+    Returns:
+        Whether it has to be awaited, and that; or what it has returned.
+    """
+    if value.__class__ is not CoroutineType or value.cr_running or value.cr_suspended:
+        return True, value
+    if _here.steps == _MOST_STEPS:
+        return True, value
+    try:
+        make_sure_of_room(_STEP_FRAMES)
+    except RecursionError:
+        return True, value
+    _here.steps += 1
+    try:
+        waits_for = value.send(None)
+    except StopIteration as stop:
+        return False, stop.value
+    finally:
+        _here.steps -= 1
+    return True, resumed(value, waits_for)
 
 
 def _answered(row: Row, at: int, value: Any) -> bool:
