@@ -4,6 +4,7 @@ What a module declares, as `asyncwasm._binary` reads it, against what the text s
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
@@ -53,6 +54,7 @@ def _engine() -> wasmtime.Engine:
 
 
 ENGINE = _engine()
+atexit.register(ENGINE.close)  # its finalizer would come too late, and complain
 
 
 def wasm(text: str) -> bytes:
