@@ -144,7 +144,9 @@ class _Thread(threading.Thread):
     """One whose `start` does not wait until it runs, which would take longer than many a job."""
 
     def start(self) -> None:
-        self.__dict__["_started"].wait = lambda: True
+        started = self.__dict__.get("_started")
+        if isinstance(started, threading.Event):  # a private name: without it, `start` waits
+            started.wait = lambda timeout=None: True  # type: ignore[method-assign]
         super().start()
 
 
