@@ -6,6 +6,7 @@ A core knows its face weakly, and gets another when nobody has the one it had.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any, Self
 
@@ -24,8 +25,13 @@ class Face:
     @classmethod
     def _of(cls, core: Any) -> Self:
         """Return what stands for *core*; the same one as long as anybody has it."""
-        found: Self | None = None if core.face is None else core.face()
-        if found is None:
-            found = cls.__new__(cls)
-            found._stand_for(core)
-        return found
+        with _lock:
+            found: Self | None = None if core.face is None else core.face()
+            if found is None:
+                found = cls.__new__(cls)
+                found._stand_for(core)
+            return found
+
+
+# Else two threads that ask at once would get two. A collection in there may run a finalizer.
+_lock = threading.RLock()

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -484,3 +485,22 @@ def test_bad_bytes_from_many_threads_fail_for_each() -> None:
         asyncio.run(main())
 
     at_once(*[job] * 3)
+
+
+def test_threads_that_ask_for_a_store_get_the_same_one() -> None:
+    """Nobody has had it, so that the first who asks makes it, and its engine's."""
+    code = module('(module (func (export "f")))')
+    for _ in range(500):
+        store = aw.Store()
+        made = [aw.Instance(code, store=store) for _ in range(4)]
+        del store
+        got: list[tuple[aw.Store, aw.Engine]] = []
+
+        def ask(each: aw.Instance, got: list[tuple[aw.Store, aw.Engine]] = got) -> None:
+            got.append((each.store, each.store.engine))
+
+        at_once(*(partial(ask, each) for each in made))
+        made[0].store.close()
+
+        assert len({id(store) for store, _ in got}) == 1
+        assert len({id(engine) for _, engine in got}) == 1
