@@ -10,6 +10,8 @@ from functools import cache
 
 import pytest
 
+import asyncwasm as aw
+
 from .support import CALLER, SPIN, run_script
 
 PRELUDE = f"""
@@ -488,19 +490,7 @@ def _dedent(source: str) -> str:
     return textwrap.dedent(source)
 
 
-FEATURES = (
-    "simd",
-    "relaxed_simd",
-    "threads",
-    "tail_call",
-    "memory64",
-    "multi_memory",
-    "function_references",
-    "gc",
-    "exceptions",
-    "wide_arithmetic",
-    "custom_page_sizes",
-)
+FEATURES = tuple(aw.EngineConfig().features)
 
 
 @cache

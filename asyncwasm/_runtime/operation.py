@@ -360,7 +360,7 @@ class Operation:
 
     def _poll(self, fiber: Fiber) -> None:
         """Poll *fiber*, from inside of the suspended fibers that it is nested in."""
-        defers = bool(self.store.hosts) and on_main_thread()
+        defers = speedups is None and bool(self.store.hosts) and on_main_thread()
         outer = self._outer_fibers()
         if not outer:
             fiber.poll(defers)
